@@ -1,0 +1,1 @@
+"""The command line, the wiring of processes, embedded services, observability and the live page."""

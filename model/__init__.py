@@ -1,0 +1,1 @@
+"""Examples become steps, steps become snapshots: encoding, HiNet, trainer, checkpoint, store."""

@@ -1,0 +1,1 @@
+"""Snapshot in, ranking out, impression logged: the serving process."""

@@ -1,0 +1,1 @@
+"""Events become labelled examples: schema, join, label policies, logs and workers."""

@@ -1,0 +1,33 @@
+"""Errors of the stream, and the operator's next move.
+
+StreamError
+|- DecodeError           dead letter and counter, the stream goes on
+|- CopartitionError      refuse to start: give both input topics the same number of partitions
+|- FencedError           another joiner owns the partition: stop without committing
+|- OffsetMetadataError   committed by an incompatible release: drain with the old release, or reset the group
+`- LogUnavailableError   the broker does not answer: check its address, then start again
+"""
+
+
+class StreamError(Exception):
+    """Root of all errors of this package."""
+
+
+class DecodeError(StreamError):
+    """A message that is not what its topic promises; the text names the field and what is allowed."""
+
+
+class CopartitionError(StreamError):
+    """Impressions and feedback do not have the same number of partitions, or not the same owner."""
+
+
+class FencedError(StreamError):
+    """Another producer or a newer group generation has taken over."""
+
+
+class OffsetMetadataError(StreamError):
+    """The metadata of a committed offset cannot be read."""
+
+
+class LogUnavailableError(StreamError):
+    """The broker cannot be reached or a topic is missing."""

@@ -1,0 +1,203 @@
+"""The words everybody shares: events, tasks, features, label kinds, column names.
+
+A leaf: standard library and msgspec only, so that `model` and `sim` may import it where neither Kafka nor Redis is
+installed. Times are integer milliseconds since the Unix epoch, UTC; ids are strings (integers accepted on the wire).
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, NewType, get_args
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+UserId = NewType("UserId", str)
+ItemId = NewType("ItemId", str)
+RequestId = NewType("RequestId", str)
+FeatureValue = str | int | float | list[str | int] | None
+
+
+class Items(msgspec.Struct, omit_defaults=True):
+    """The shown items as columns of equal length; the order of `id` is the position shown."""
+
+    id: list[str]
+    features: dict[str, list[Any]] = {}
+    scores: dict[str, list[float]] = {}
+    utility: list[float] | None = None
+    propensity: list[float] | None = None
+
+
+class Served(msgspec.Struct, omit_defaults=True):
+    """What answered the request: snapshot and blender version, the weights used, and whether they were a draw."""
+
+    snapshot: int = 0
+    blender: int = 0
+    weights: dict[str, float] = {}
+    explore: bool = False
+    log_density: float | None = None
+    model_age_ms: int | None = None
+
+
+class Sequence(msgspec.Struct, omit_defaults=True):
+    """The user's last actions as serving saw them, newest first, as columns of equal length."""
+
+    item_id: list[str] = []
+    action: list[str] = []
+    ts: list[int] = []
+
+
+class Candidates(msgspec.Struct, omit_defaults=True):
+    """Scored items that were not shown; logged on explored requests only."""
+
+    id: list[str] = []
+    scores: dict[str, list[float]] = {}
+
+
+class Impression(msgspec.Struct, omit_defaults=True):
+    """One slate as shown. `ts` is its event time in ms."""
+
+    request_id: str
+    user_id: str
+    scenario: str
+    ts: int
+    items: Items
+    context: dict[str, Any] = {}
+    user: dict[str, Any] = {}
+    served: Served | None = None
+    sequence: Sequence | None = None
+    candidates: Candidates | None = None
+    v: int = SCHEMA_VERSION
+
+
+class Feedback(msgspec.Struct, omit_defaults=True):
+    """One action of a user on one item of a slate. `ts` is its event time in ms."""
+
+    request_id: str
+    user_id: str
+    item_id: str
+    action: str
+    ts: int
+    value: float = 1.0
+    event_id: str = ""
+    """Empty on the wire: the decoder fills in a hash of the other fields."""
+    v: int = SCHEMA_VERSION
+
+
+PolicyName = Literal["wait", "eager"]
+"""When the label of a task goes out: see `stream.policy`."""
+
+KindName = Literal[
+    "none",
+    "final",
+    "fake_negative",
+    "early_positive",
+    "early_negative",
+    "late_positive",
+    "early_positive_repeat",
+    "real_negative_repeat",
+    "matured",
+]
+KINDS: tuple[KindName, ...] = get_args(KindName)
+"""Sorts of label a row can carry; the int8 code on the wire is the index in this tuple."""
+KIND_CODE: dict[str, int] = {name: code for code, name in enumerate(KINDS)}
+UNTRAINED_KINDS: tuple[KindName, ...] = ("none", "matured")
+"""Kinds outside the main loss: mask = kind not in these."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskConfig:
+    """What makes a label: an action within a window after the slate."""
+
+    action: str
+    """Name of the feedback action that makes the label positive."""
+    window_ms: int
+    """Label window: the action counts if its event time is in [slate, slate + window_ms], both ends included."""
+    policy: PolicyName = "eager"
+    """When labels are emitted: `wait` (all at the close of the window) or `eager` (positives at once)."""
+    reduce: Literal["max"] = "max"
+    """How several values of the action are reduced before `at_least` is applied."""
+    at_least: float | None = None
+    """Only feedback with `value >= at_least` qualifies; none: every value does."""
+
+    def __post_init__(self) -> None:
+        if self.window_ms < 1:
+            raise ValueError(f"window_ms: {self.window_ms} is not allowed; at least 1")
+        if not self.action:
+            raise ValueError("action: must not be empty")
+
+
+FeatureKind = Literal["categorical", "numeric"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureConfig:
+    """One named feature. In YAML the short form `city: categorical` means `city: {kind: categorical}`."""
+
+    kind: FeatureKind
+    """`categorical`: strings or integers, hashed; `numeric`: finite floats."""
+    many: bool = False
+    """A list of categorical values per row instead of one."""
+
+    def __post_init__(self) -> None:
+        if self.many and self.kind != "categorical":
+            raise ValueError(f"many: only categorical features may be lists, this one is {self.kind}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesConfig:
+    """Features by the side of the request they belong to."""
+
+    user: dict[str, FeatureConfig] = field(default_factory=dict)
+    """Features of the user, one value per request."""
+    item: dict[str, FeatureConfig] = field(default_factory=dict)
+    """Features of an item, one value per candidate."""
+    context: dict[str, FeatureConfig] = field(default_factory=dict)
+    """Features of the request itself (device, hour, query), one value per request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaConfig:
+    """Scenarios, tasks and features of a run: what the joiner, the trainer and the ranker must agree on."""
+
+    scenarios: tuple[str, ...]
+    """Names of the places where rankings are shown; the order is the model's scenario index."""
+    tasks: dict[str, TaskConfig]
+    """Goals by name; the order is the model's task index."""
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """Features by side."""
+    unknown_scenario: Literal["default", "reject"] = "reject"
+    """An event of a scenario not listed: take the first one, or refuse it (dead letter, HTTP 400)."""
+
+    def __post_init__(self) -> None:
+        if not self.scenarios or len(set(self.scenarios)) != len(self.scenarios):
+            raise ValueError(f"scenarios: {list(self.scenarios)} must be at least one name, each once")
+        if not self.tasks:
+            raise ValueError("tasks: at least one task is needed")
+
+    def scenario_index(self, name: str) -> int | None:
+        """Returns the model's index of a scenario; None if it must be refused."""
+        if name in self.scenarios:
+            return self.scenarios.index(name)
+        return 0 if self.unknown_scenario == "default" else None
+
+    @property
+    def max_window_ms(self) -> int:
+        """The longest label window of all tasks."""
+        return max(task.window_ms for task in self.tasks.values())
+
+    def schema_hash(self) -> str:
+        """Returns 16 hex digits over what examples and weights depend on: scenarios, tasks' names, features.
+
+        Windows and policies are not part of it: they may change while a model goes on learning.
+        """
+        shape = {
+            "v": SCHEMA_VERSION,
+            "scenarios": list(self.scenarios),
+            "tasks": list(self.tasks),
+            "features": {
+                side: {name: [f.kind, f.many] for name, f in sorted(getattr(self.features, side).items())}
+                for side in ("user", "item", "context")
+            },
+        }
+        return hashlib.sha256(msgspec.json.encode(shape)).hexdigest()[:16]

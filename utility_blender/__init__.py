@@ -1,0 +1,1 @@
+"""Task scores become one utility: weights, scales and the exploration draw."""
