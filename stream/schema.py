@@ -22,66 +22,100 @@ class Items(msgspec.Struct, omit_defaults=True):
     """The shown items as columns of equal length; the order of `id` is the position shown."""
 
     id: list[str]
+    """Ids of the items in the order shown, each once."""
     features: dict[str, list[Any]] = {}
+    """Columns of item features by name; missing values are null."""
     scores: dict[str, list[float]] = {}
+    """Task scores (probabilities) by task, as the ranker served them."""
     utility: list[float] | None = None
+    """What the items were ordered by."""
     propensity: list[float] | None = None
+    """Probability with which the logging policy showed each item where it stood."""
 
 
 class Served(msgspec.Struct, omit_defaults=True):
     """What answered the request: snapshot and blender version, the weights used, and whether they were a draw."""
 
     snapshot: int = 0
+    """Version of the model snapshot; 0 if there was none."""
     blender: int = 0
+    """Version of the blender; 0 is the one of the configuration."""
     weights: dict[str, float] = {}
+    """Weights of the utility by task."""
     explore: bool = False
+    """The weights are a draw, not the production ones."""
     log_density: float | None = None
+    """Natural logarithm of the density of the draw; null where nothing was drawn."""
     model_age_ms: int | None = None
+    """Time of the request minus the watermark of the snapshot."""
 
 
 class Sequence(msgspec.Struct, omit_defaults=True):
     """The user's last actions as serving saw them, newest first, as columns of equal length."""
 
     item_id: list[str] = []
+    """What was acted on."""
     action: list[str] = []
+    """What was done."""
     ts: list[int] = []
+    """Event times of the actions."""
 
 
 class Candidates(msgspec.Struct, omit_defaults=True):
     """Scored items that were not shown; logged on explored requests only."""
 
     id: list[str] = []
+    """Ids of the items."""
     scores: dict[str, list[float]] = {}
+    """Task scores by task."""
 
 
 class Impression(msgspec.Struct, omit_defaults=True):
     """One slate as shown. `ts` is its event time in ms."""
 
     request_id: str
+    """Names the slate: feedback refers to it. Unique over all time."""
     user_id: str
+    """Who saw it; the key of the message."""
     scenario: str
+    """Where it was shown: one of the configured scenarios."""
     ts: int
+    """Event time: when it was shown."""
     items: Items
+    """What was shown."""
     context: dict[str, Any] = {}
+    """Features of the request by name."""
     user: dict[str, Any] = {}
+    """Features of the user by name."""
     served: Served | None = None
+    """What answered the request; a log from elsewhere may lack it."""
     sequence: Sequence | None = None
+    """The user's last actions as serving used them, so that training sees the same."""
     candidates: Candidates | None = None
+    """Scored items that were not shown; on explored requests only."""
     v: int = SCHEMA_VERSION
+    """Version of this schema."""
 
 
 class Feedback(msgspec.Struct, omit_defaults=True):
     """One action of a user on one item of a slate. `ts` is its event time in ms."""
 
     request_id: str
+    """The slate the action belongs to."""
     user_id: str
+    """Who acted; the key of the message, so it must be the slate's user."""
     item_id: str
+    """The item acted on, one of the slate's."""
     action: str
+    """What was done, any name; tasks say which action makes which label."""
     ts: int
+    """Event time: when it was done."""
     value: float = 1.0
+    """How much: seconds viewed, price paid, stars."""
     event_id: str = ""
-    """Empty on the wire: the decoder fills in a hash of the other fields."""
+    """Names the action: the same one twice counts once. Left out: a hash of the other fields."""
     v: int = SCHEMA_VERSION
+    """Version of this schema."""
 
 
 PolicyName = Literal["wait", "eager"]
