@@ -1,0 +1,92 @@
+"""The runner of the benchmarks: which modules it takes, what it writes, what a failing one does to the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks.harness import Figure, cpu_rate
+
+GOOD = """
+from types import SimpleNamespace
+def measure():
+    figure = {"value": 2.0, "unit": "items/CPU-s", "ci": [1.0, 3.0], "peers": {"dict": 4.0}, "command": "python -m x"}
+    return {"P2": SimpleNamespace(as_json=lambda: figure)}
+"""
+FAILING = "def measure():\n    raise ValueError('no broker')\n"
+ENDLESS = "import time\ndef measure():\n    time.sleep(3600)\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "support.py").write_text("def helper(): ...\n")
+    monkeypatch.setattr(runner, "FOLDER", folder)
+    monkeypatch.setattr(runner, "RESULTS", folder / "results")
+    return folder
+
+
+def test_every_benchmark_of_this_repository_is_found_and_support_is_not() -> None:
+    found = runner.modules()
+    assert "benchmarks.harness" not in found
+    assert "benchmarks.__main__" not in found
+
+
+def test_a_failing_benchmark_is_named_and_the_others_are_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "bad.py").write_text(FAILING)
+    (folder / "good.py").write_text(GOOD)
+    assert runner.main() == 1
+    printed = capsys.readouterr().out
+    assert "FAILED: exit code 1: ValueError: no broker; again with `python -m benchmarks.bad`" in printed
+    assert "P2                 2 items/CPU-s  [1, 3]  dict 4" in printed
+    latest = json.loads((folder / "results/latest.json").read_text())
+    assert latest == {
+        "P2": {"value": 2.0, "unit": "items/CPU-s", "ci": [1.0, 3.0], "peers": {"dict": 4.0}, "command": "python -m x"}
+    }
+    assert json.loads((folder / "results/machine.json").read_text())["cores"] >= 1
+
+
+def test_all_well_is_exit_code_zero(folder: Path) -> None:
+    (folder / "good.py").write_text(GOOD)
+    assert runner.main() == 0
+
+
+def test_a_goal_measured_twice_is_an_error_and_the_first_counts(folder: Path) -> None:
+    (folder / "a.py").write_text(GOOD)
+    (folder / "b.py").write_text(GOOD.replace("2.0", "9.0"))
+    assert runner.main() == 1
+    assert json.loads((folder / "results/latest.json").read_text())["P2"]["value"] == 2.0
+
+
+def test_a_benchmark_beyond_its_limit_is_stopped(folder: Path) -> None:
+    (folder / "endless.py").write_text(ENDLESS)
+    assert runner.run("benchmarks.endless", limit_s=0.5) == "stopped after 0.5 s"
+
+
+def test_figure_as_json_has_the_fields_of_the_results_file() -> None:
+    figure = Figure(value=1.0, unit="ms", ci=(0.5, 2.0), command="python -m benchmarks.x", peers={"loop": 3.0})
+    assert figure.as_json() == {
+        "value": 1.0,
+        "unit": "ms",
+        "ci": [0.5, 2.0],
+        "peers": {"loop": 3.0},
+        "command": "python -m benchmarks.x",
+    }
+
+
+def test_cpu_rate_counts_units_and_leaves_the_warm_up_out() -> None:
+    runs: list[int] = []
+
+    def work() -> int:
+        runs.append(sum(i * i for i in range(20_000)))
+        return 1_000
+
+    rate = cpu_rate(work, repeats=3, warmup=2)
+    assert len(runs) == 5
+    low, high = rate.per_cpu_s_range
+    assert 0 < low <= rate.per_cpu_s <= high
