@@ -1,0 +1,146 @@
+"""Snapshots as bytes: a JSON manifest and a safetensors payload. Never pickle.
+
+A reader trusts nothing: length, hash, format, finite values and schema are checked before a tensor is handed out, and
+each failure is an error class of its own (`model.exceptions`).
+"""
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from model.exceptions import (
+    SnapshotFiniteError,
+    SnapshotFormatError,
+    SnapshotHashError,
+    SnapshotLengthError,
+    SnapshotManifestError,
+    SnapshotSchemaError,
+)
+
+MAX_FEEDBACK_TIMES = 200
+"""Most entries of `Manifest.feedback_ms`."""
+
+SnapshotKind = Literal["full", "delta"]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot is, where it comes from, how to check its payload. Times are event time but for `created_ms`."""
+
+    model: str
+    """Name of the model line; versions count within it."""
+    version: int
+    base_version: int
+    """The version a delta applies to; 0 for a full one."""
+    kind: SnapshotKind
+    step: int
+    """Optimiser steps behind these weights."""
+    created_ms: int
+    """Processing time at which the trainer built it."""
+    watermark_ms: int
+    """Labels up to here are learned, in every partition that has brought any; 0 before the first."""
+    offsets: dict[int, int]
+    """Per partition of `examples`, the first offset that is not fully learned."""
+    schema_hash: str
+    config_hash: str
+    metrics: dict[str, dict[str, dict[str, float | None]]]
+    """Progressive validation over the last examples: task -> "all" or scenario -> figure."""
+    payload_sha256: str
+    payload_bytes: int
+    epoch: int
+    """Of the trainer that published it."""
+    scenarios: list[str]
+    tasks: list[str]
+    model_config: dict[str, Any]
+    """All a reader needs to build the network, as plain JSON."""
+    meta: dict[str, Any] = {}
+    """What the network wants to know beside its tensors, as plain JSON."""
+    feedback_ms: list[int] = []
+    """Event times of feedback that this version is the first to have learned: at most `MAX_FEEDBACK_TIMES` of them."""
+    run_id: str = ""
+    """Of the run that trained it."""
+
+
+def encode_payload(tensors: dict[str, torch.Tensor]) -> bytes:
+    """Returns the tensors as one safetensors block."""
+    return save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+
+
+def payload_sha256(payload: bytes) -> str:
+    """Returns the hash that goes into the manifest."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def decode_payload(payload: bytes) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a payload whose origin is already verified; `open_snapshot` is the safe door.
+
+    Raises:
+        SnapshotFormatError: not a safetensors block.
+    """
+    try:
+        return load(payload)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise SnapshotFormatError(f"payload of {len(payload)} bytes is not safetensors: {error}") from error
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Returns the manifest as JSON."""
+    return msgspec.json.encode(manifest)
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Returns the manifest of these bytes.
+
+    Raises:
+        SnapshotManifestError: not JSON, a field missing or of the wrong type, or numbers that contradict each other.
+    """
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SnapshotManifestError(f"manifest cannot be read: {error}") from error
+    if manifest.version < 1:
+        raise SnapshotManifestError(f"manifest: version {manifest.version} is not allowed; at least 1")
+    if manifest.kind == "delta" and not 1 <= manifest.base_version < manifest.version:
+        raise SnapshotManifestError(
+            f"manifest: base_version {manifest.base_version} of delta {manifest.version} is not allowed; an earlier version"
+        )
+    return manifest
+
+
+def first_non_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    """Returns the name of a tensor that holds NaN or infinity; None if there is none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def open_snapshot(manifest: Manifest, payload: bytes, *, schema_hash: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a snapshot after checking everything that can be checked without the model.
+
+    Raises:
+        SnapshotSchemaError: made for another schema than `schema_hash`.
+        SnapshotLengthError: torn.
+        SnapshotHashError: other bytes than were published.
+        SnapshotFormatError: not safetensors.
+        SnapshotFiniteError: NaN or infinity inside.
+    """
+    where = f"model={manifest.model} version={manifest.version}"
+    if manifest.schema_hash != schema_hash:
+        raise SnapshotSchemaError(
+            f"snapshot is for schema {manifest.schema_hash}, this process runs {schema_hash}: {where}"
+        )
+    if len(payload) != manifest.payload_bytes:
+        raise SnapshotLengthError(
+            f"payload has {len(payload)} bytes, its manifest says {manifest.payload_bytes}: {where}"
+        )
+    if payload_sha256(payload) != manifest.payload_sha256:
+        raise SnapshotHashError(f"payload does not have the SHA-256 of its manifest: {where}")
+    tensors = decode_payload(payload)
+    bad = first_non_finite(tensors)
+    if bad is not None:
+        raise SnapshotFiniteError(f"tensor {bad} holds NaN or infinity: {where}")
+    return tensors

@@ -1,0 +1,312 @@
+"""Where snapshots go and come from: the protocol, its in-memory implementation, and the way back to a full snapshot.
+
+The order of a publish, here and in `model.store_redis`:
+
+1. payload
+2. manifest
+3. gate passed (the trainer's business: `model.gate`; a failed one is `reject`ed)
+4. one atomic act moves the pointer (only forward, only by the holder of the highest epoch) and announces it
+
+A crash between any two of them leaves the pointer on the version before. Keys carry version and epoch and are written
+once, so a paused old trainer that wakes up cannot overwrite what a newer one has published.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from model.exceptions import (
+    PointerOrderError,
+    SnapshotGapError,
+    SnapshotMissingError,
+    StaleEpochError,
+)
+from model.snapshot import Manifest, SnapshotKind
+
+FIRST_ANNOUNCEMENT = "0-0"
+"""Asks for every announcement the store still holds."""
+
+
+class Announcement(NamedTuple):
+    """One move of the pointer. Ids are opaque and rise."""
+
+    id: str
+    version: int
+    kind: SnapshotKind
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """A version that failed its gate, kept for inspection."""
+
+    manifest: Manifest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """What a store keeps, and for how long."""
+
+    prefix: str = "freshrank:model"
+    """In front of every key, so that several runs can share a Redis."""
+    keep_fulls: int = 3
+    """Full snapshots kept, each with the deltas after it; at least 1."""
+    keep_rejected: int = 20
+    """Rejected versions kept for inspection; at least 1."""
+    keep_announcements: int = 1_000
+    """Announcements kept (about); at least 1."""
+    candidate_ttl_s: int = 86_400
+    """Seconds a version that never became live (crash, failed gate) is kept; at least 1."""
+    retired_ttl_s: int = 60
+    """Seconds a version beyond `keep_fulls` can still be fetched by a reader that is just about to; at least 1."""
+    timeout_ms: int = 2_000
+    """Milliseconds after which a store that does not answer counts as unavailable; at least 10."""
+
+    def __post_init__(self) -> None:
+        if not self.prefix:
+            raise ValueError("prefix: must not be empty")
+        for name, least in (
+            ("keep_fulls", 1),
+            ("keep_rejected", 1),
+            ("keep_announcements", 1),
+            ("candidate_ttl_s", 1),
+            ("retired_ttl_s", 1),
+            ("timeout_ms", 10),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")
+
+
+class SnapshotStore(Protocol):
+    """Versions of one model. Every method raises `StoreUnavailableError` if the store does not answer."""
+
+    def next_epoch(self) -> int:
+        """Returns an epoch higher than any before: its holder may publish, all earlier holders no longer may."""
+
+    def put(self, manifest: Manifest, payload: bytes) -> None:
+        """Steps 1 and 2: writes the payload, then the manifest. Nobody is told."""
+
+    def promote(self, manifest: Manifest) -> bool:
+        """Step 4: moves the pointer to a version that was put, and announces it. False if it was there already.
+
+        Raises:
+            StaleEpochError: a higher epoch has been given out.
+            PointerOrderError: the pointer names a later version.
+            SnapshotGapError: a delta whose base is not the version the pointer names.
+            SnapshotMissingError: its payload or manifest is not in the store.
+        """
+
+    def reject(self, manifest: Manifest, reason: str) -> None:
+        """Instead of step 4: keeps a version that failed its gate for inspection."""
+
+    def rejected(self) -> list[Rejection]:
+        """Returns the rejected versions still kept, newest first."""
+
+    def pointer(self) -> Manifest | None:
+        """Returns the live version; None before the first."""
+
+    def versions(self) -> list[int]:
+        """Returns the versions that were live and are still kept, rising."""
+
+    def manifest(self, version: int) -> Manifest | None:
+        """Returns the manifest of a version that was live; None if it is not kept."""
+
+    def latest_full(self) -> Manifest | None:
+        """Returns the newest full version that was live; None before the first."""
+
+    def payload(self, version: int) -> bytes:
+        """Returns the payload of a version that was live.
+
+        Raises:
+            SnapshotMissingError: it is not kept.
+        """
+
+    def announcements(self, after_id: str, block_ms: int) -> list[Announcement]:
+        """Returns the announcements after `after_id`, oldest first; waits at most `block_ms` for the first one."""
+
+    def close(self) -> None:
+        """Releases the connection."""
+
+
+def chain_to(store: SnapshotStore, target: Manifest, held: Manifest | None = None) -> list[Manifest]:
+    """Returns what to apply, in order, to arrive at `target`: deltas on top of `held`, else a full and its deltas.
+
+    Raises:
+        SnapshotGapError: the chain is broken; fetch `latest_full` instead.
+    """
+    chain = [target]
+    while chain[-1].kind == "delta":
+        base = store.manifest(chain[-1].base_version)
+        if base is None:
+            raise SnapshotGapError(
+                f"version {chain[-1].base_version} is not in the store, so version {target.version} cannot be reached"
+            )
+        if base == held:
+            break
+        chain.append(base)
+    return chain[::-1]
+
+
+def retired_versions(live: list[tuple[int, SnapshotKind]], keep_fulls: int) -> list[int]:
+    """Returns which of the versions (rising) go: all before the oldest of the last `keep_fulls` full ones.
+
+    >>> retired_versions([(1, "full"), (2, "delta"), (3, "full"), (4, "delta")], keep_fulls=1)
+    [1, 2]
+    """
+    fulls = [version for version, kind in live if kind == "full"]
+    oldest_kept = fulls[-keep_fulls] if len(fulls) >= keep_fulls else 0
+    return [version for version, _ in live if version < oldest_kept]
+
+
+class MemorySnapshotStore:
+    """A `SnapshotStore` in one process, for tests and replay. Readers may be other threads.
+
+    `on_step` is called with "payload", "manifest" and "pointer" *before* the step of that name is done; a test crashes
+    there by raising.
+    """
+
+    def __init__(self, config: StoreConfig | None = None, on_step: Callable[[str], None] | None = None) -> None:
+        self._config = config or StoreConfig()
+        self._on_step = on_step or (lambda step: None)
+        self._changed = threading.Condition()
+        self._epoch = 0
+        self._payloads: dict[tuple[int, int], bytes] = {}
+        self._manifests: dict[tuple[int, int], Manifest] = {}
+        self._live: dict[int, int] = {}  # version -> epoch, in order of promotion
+        self._announced: list[Announcement] = []
+        self._num_announced = 0
+        self._rejected: list[Rejection] = []
+
+    def next_epoch(self) -> int:
+        """See `SnapshotStore.next_epoch`."""
+        with self._changed:
+            self._epoch += 1
+            return self._epoch
+
+    def put(self, manifest: Manifest, payload: bytes) -> None:
+        """See `SnapshotStore.put`."""
+        key = (manifest.version, manifest.epoch)
+        self._on_step("payload")
+        with self._changed:
+            self._payloads[key] = payload
+        self._on_step("manifest")
+        with self._changed:
+            self._manifests[key] = manifest
+
+    def promote(self, manifest: Manifest) -> bool:
+        """See `SnapshotStore.promote`."""
+        self._on_step("pointer")
+        key = (manifest.version, manifest.epoch)
+        with self._changed:
+            if manifest.epoch < self._epoch:
+                raise stale_epoch(manifest, self._epoch)
+            if key not in self._payloads or key not in self._manifests:
+                raise missing(manifest.version)
+            live_version, live_epoch = next(reversed(self._live.items()), (0, 0))
+            if (live_version, live_epoch) == key:
+                return False
+            if manifest.version <= live_version:
+                raise pointer_order(manifest, live_version)
+            if manifest.kind == "delta" and manifest.base_version != live_version:
+                raise base_gap(manifest, live_version)
+            self._epoch = manifest.epoch
+            self._live[manifest.version] = manifest.epoch
+            self._num_announced += 1
+            self._announced.append(Announcement(f"{self._num_announced}-0", manifest.version, manifest.kind))
+            del self._announced[: -self._config.keep_announcements]
+            self._retire()
+            self._changed.notify_all()
+            return True
+
+    def _retire(self) -> None:
+        kinds = [(version, self._manifests[version, epoch].kind) for version, epoch in self._live.items()]
+        for version in retired_versions(kinds, self._config.keep_fulls):
+            key = (version, self._live.pop(version))
+            del self._payloads[key], self._manifests[key]
+
+    def reject(self, manifest: Manifest, reason: str) -> None:
+        """See `SnapshotStore.reject`."""
+        with self._changed:
+            self._rejected.insert(0, Rejection(manifest, reason))
+            for dropped in self._rejected[self._config.keep_rejected :]:
+                key = (dropped.manifest.version, dropped.manifest.epoch)
+                self._payloads.pop(key, None)
+                self._manifests.pop(key, None)
+            del self._rejected[self._config.keep_rejected :]
+
+    def rejected(self) -> list[Rejection]:
+        """See `SnapshotStore.rejected`."""
+        with self._changed:
+            return list(self._rejected)
+
+    def pointer(self) -> Manifest | None:
+        """See `SnapshotStore.pointer`."""
+        with self._changed:
+            return self._manifests[next(reversed(self._live.items()))] if self._live else None
+
+    def versions(self) -> list[int]:
+        """See `SnapshotStore.versions`."""
+        with self._changed:
+            return list(self._live)
+
+    def manifest(self, version: int) -> Manifest | None:
+        """See `SnapshotStore.manifest`."""
+        with self._changed:
+            return self._manifests.get((version, self._live.get(version, -1)))
+
+    def latest_full(self) -> Manifest | None:
+        """See `SnapshotStore.latest_full`."""
+        with self._changed:
+            for key in reversed(self._live.items()):
+                if self._manifests[key].kind == "full":
+                    return self._manifests[key]
+            return None
+
+    def payload(self, version: int) -> bytes:
+        """See `SnapshotStore.payload`."""
+        with self._changed:
+            payload = self._payloads.get((version, self._live.get(version, -1)))
+        if payload is None:
+            raise missing(version)
+        return payload
+
+    def announcements(self, after_id: str, block_ms: int) -> list[Announcement]:
+        """See `SnapshotStore.announcements`."""
+        after = _rank(after_id)
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_announced > after, timeout=block_ms / 1000)
+            return [announcement for announcement in self._announced if _rank(announcement.id) > after]
+
+    def close(self) -> None:
+        """See `SnapshotStore.close`."""
+
+
+def _rank(announcement_id: str) -> int:
+    return int(announcement_id.partition("-")[0])
+
+
+def stale_epoch(manifest: Manifest, held: int) -> StaleEpochError:
+    """Returns the error every store raises for a trainer that was overtaken."""
+    return StaleEpochError(
+        f"another trainer publishes model {manifest.model} with epoch {held}; "
+        f"this one holds epoch {manifest.epoch} and must stop"
+    )
+
+
+def pointer_order(manifest: Manifest, live_version: int) -> PointerOrderError:
+    """Returns the error every store raises for a version that is not newer than the live one."""
+    return PointerOrderError(f"version {manifest.version} is not after the live version {live_version}")
+
+
+def base_gap(manifest: Manifest, live_version: int) -> SnapshotGapError:
+    """Returns the error every store raises for a delta on another base than the live version."""
+    return SnapshotGapError(
+        f"delta {manifest.version} is built on version {manifest.base_version}, the live version is {live_version}"
+    )
+
+
+def missing(version: int) -> SnapshotMissingError:
+    """Returns the error every store raises for what it does not hold."""
+    return SnapshotMissingError(f"version {version} is not in the store")
