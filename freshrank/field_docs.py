@@ -20,6 +20,7 @@ SCALARS: Mapping[object, str] = {
     bool: "true or false",
     Path: "path",
     Any: "any",
+    msgspec.Raw: "any",
     type(None): "null",
 }
 
