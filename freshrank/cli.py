@@ -1,0 +1,96 @@
+"""The command line: one group, one module per command, loaded when it is called."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import click
+
+from freshrank.exits import ExitCode
+
+
+class CommandRow(NamedTuple):
+    """Where a command is, and the first line of its help: `freshrank --help` must not import them all."""
+
+    where: str
+    short_help: str
+
+
+COMMANDS = {
+    "up": CommandRow("freshrank.up:up", "Runs the whole loop on this machine."),
+    "join": CommandRow("freshrank.join:join", "Makes labelled examples from impressions and feedback."),
+    "train": CommandRow("freshrank.train:train", "Learns from examples and publishes snapshots."),
+    "rank": CommandRow("freshrank.rank:rank", "Serves rankings over HTTP with the newest snapshot."),
+    "agents": CommandRow("freshrank.agents:agents", "Keeps each user's last actions in Redis."),
+    "simulate": CommandRow("freshrank.simulate:simulate", "Acts as the users of a world with known truth."),
+    "monitor": CommandRow("freshrank.monitor:monitor", "Serves the live page."),
+    "replay": CommandRow("freshrank.replay:replay", ""),
+    "convert": CommandRow("freshrank.convert:convert", ""),
+    "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
+    "snapshot": CommandRow("freshrank.snapshot:snapshot", "Shows the published snapshots."),
+    "checkpoint": CommandRow("freshrank.checkpoint:checkpoint", "Shows the trainer's checkpoints."),
+    "config": CommandRow("freshrank.show:config", "Shows or checks the configuration of a run."),
+}
+"""All commands, in the order of the help."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is called, so that a joiner never imports torch.
+
+    It also is the last place a failure reaches: one line on stderr and a code of `freshrank.exits`, no traceback.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Returns a command by its name; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].where.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the list of commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, row.short_help) for name, row in COMMANDS.items()])
+
+    def main(  # type: ignore[override]  # one form instead of click's overloads; it always exits
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
+        """Runs a command line and exits with its code."""
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(args, prog_name, **extra)
+        except click.exceptions.Exit as error:
+            code = error.exit_code
+        except click.Abort:
+            code = ExitCode.OK
+        except click.ClickException as error:
+            print(f"freshrank: {' '.join(error.format_message().split())}", file=sys.stderr)
+            code = ExitCode.USAGE
+        except Exception as error:  # the door to the user: everything is told, nothing is swallowed
+            from freshrank.command import fail
+
+            code = fail(error)
+        sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="freshrank")
+def main() -> None:
+    """Learns to rank from a stream, while it serves.
+
+    Events become labels, labels become steps, steps become snapshots, snapshots become rankings.
+
+    \b
+    Example:
+      freshrank up --for 60
+    """  # noqa: D301 - click wants the character
+
+
+if __name__ == "__main__":
+    main()

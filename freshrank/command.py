@@ -1,0 +1,81 @@
+"""What all commands share: their options, the stop signal, the clock, and how a failure is told."""
+
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from freshrank.config import load_config
+from freshrank.exits import ExitCode, explain
+from freshrank.logs import LEVELS, setup_logging
+
+_logger = logging.getLogger(__name__)
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONFIG_PATH = click.Path(dir_okay=False, path_type=Path)
+
+
+def run_options(default: Path | None = None) -> Callable[[F], F]:
+    """Adds `--config`, `--set` and `--log-level` to a command, which gets them as one `run: RunConfig` and `level`."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def with_run(config: Path, overrides: tuple[str, ...], log_level: str, **rest: Any) -> Any:
+            setup_logging(command.__name__, log_level)
+            run = load_config(config, overrides, os.environ)
+            _logger.info("Configuration read. path=%s hash=%s", config, run.config_hash())
+            return command(run=run, **rest)
+
+        options = [
+            click.option(
+                "--config", type=CONFIG_PATH, default=default, required=default is None, show_default=True,
+                help="YAML file of the run.",
+            ),
+            click.option(
+                "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+                help="Overrides one setting of the file; may be given several times.",
+            ),
+            click.option(
+                "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="Least level logged."
+            ),
+        ]  # fmt: skip
+        wrapped: Any = with_run
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped  # type: ignore[no-any-return]  # the same function with click's parameters attached
+
+    return decorate
+
+
+def stop_signal() -> Callable[[], bool]:
+    """Returns a function that tells whether SIGTERM or Ctrl-C has come. To be called from the main thread."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return stopped.is_set
+
+
+def now_ms() -> int:
+    """Returns the wall clock in ms since the epoch: the one clock every process is handed."""
+    return time.time_ns() // 1_000_000
+
+
+def fail(error: BaseException) -> ExitCode:
+    """Tells a failure in one line on stderr, and logs the traceback of what nobody expected. Returns the exit code."""
+    code, sentence = explain(error)
+    if code is ExitCode.DEFECT:
+        _logger.error("Unexpected failure.", exc_info=error)
+    print(f"freshrank: {sentence}", file=sys.stderr)
+    return code

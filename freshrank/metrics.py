@@ -1,0 +1,184 @@
+"""Every metric of every process in one table, and the collector that fills it from the rooms' plain counters.
+
+The rooms below know no Prometheus: they keep small dataclasses of numbers. A process hands `serve_metrics` a function
+that reads them, which is called at scrape time. `docs/metrics.md` lists the table.
+"""
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple, cast, get_type_hints
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from freshrank.exits import CommandError, ExitCode
+from freshrank.field_docs import field_texts
+
+MetricType = Literal["counter", "gauge"]
+
+
+class MetricRow(NamedTuple):
+    """One line of the table. `labels` take values from small sets: a scenario, a task, a reason; never an id."""
+
+    name: str
+    type: MetricType
+    labels: tuple[str, ...]
+    help: str
+
+
+class Reading(NamedTuple):
+    """The value of one metric now; `labels` in the order of its row."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+Read = Callable[[], Iterable[Reading]]
+"""Reads a process's counters; called at scrape time, in the scraper's thread."""
+
+GAUGES = (
+    MetricRow("freshrank_joiner_watermark_age_seconds", "gauge", ("partition",), "Now minus the watermark of a pair."),
+    MetricRow("freshrank_trainer_version", "gauge", (), "Version last published."),
+    MetricRow("freshrank_trainer_epoch", "gauge", (), "Epoch under which this trainer publishes."),
+    MetricRow("freshrank_trainer_rows", "gauge", ("task", "scenario"), "Rows in the metric window."),
+    MetricRow("freshrank_trainer_positives", "gauge", ("task", "scenario"), "Positive rows in the metric window."),
+    MetricRow(
+        "freshrank_trainer_normalized_entropy_ratio",
+        "gauge",
+        ("task", "scenario"),
+        "Progressive validation over the metric window; below 1 is better than the average rate.",
+    ),
+    MetricRow("freshrank_trainer_auc_ratio", "gauge", ("task", "scenario"), "Progressive AUC over the metric window."),
+    MetricRow(
+        "freshrank_trainer_calibration_ratio",
+        "gauge",
+        ("task", "scenario"),
+        "Mean score over mean label in the window.",
+    ),
+    MetricRow("freshrank_ranker_version", "gauge", (), "Version being served; 0 before the first."),
+    MetricRow("freshrank_ranker_model_age_seconds", "gauge", (), "Now minus the watermark of the version served."),
+    MetricRow(
+        "freshrank_ranker_freshness_seconds",
+        "gauge",
+        ("quantile",),
+        "From an action to the first request scored by a version that had learned it, over the newest 10,000 actions.",
+    ),
+    MetricRow("freshrank_ranker_freshness_events_total", "counter", (), "Actions whose freshness was measured."),
+    MetricRow("freshrank_ranker_latency_seconds", "gauge", ("quantile",), "Time to answer a rank request."),
+    MetricRow(
+        "freshrank_simulator_utility_ratio",
+        "gauge",
+        ("ranking",),
+        "True expected utility per request, recent: ranking is `served`, `random` or `oracle`.",
+    ),
+    MetricRow(
+        "freshrank_simulator_lift_ratio",
+        "gauge",
+        ("window",),
+        "(served - random) / (oracle - random) of the true expected utility; window is `recent` or `lifetime`.",
+    ),
+)
+"""What is not a plain count. Counts come from the dataclasses of `COUNTERS`."""
+
+COUNTERS: Mapping[str, str] = {
+    "joiner": "stream.emission:JoinCounters",
+    "trainer": "model.trainer:TrainerStats",
+    "ranker": "ranker.stats:RankerStats",
+    "simulator": "sim.loop:SimCounters",
+    "agents": "stream.agents:AgentCounters",
+}
+"""Area and the dataclass whose integer fields become `freshrank_<area>_<field>_total`, documented by its strings."""
+
+
+def counter_rows(area: str) -> list[MetricRow]:
+    """Returns the counters of one area; counts by reason get the label `reason`."""
+    owner = _owner(area)
+    texts = field_texts(owner)
+    return [
+        MetricRow(f"freshrank_{area}_{name}_total", "counter", ("reason",) if by_reason else (), texts.get(name, ""))
+        for name, by_reason in _countable(owner).items()
+    ]
+
+
+def metric_table() -> list[MetricRow]:
+    """Returns every metric of every process, in the order of the loop. Imports all rooms."""
+    return [
+        row
+        for area in COUNTERS
+        for row in (*counter_rows(area), *(gauge for gauge in GAUGES if gauge.name.startswith(f"freshrank_{area}_")))
+    ]
+
+
+def read_counters(area: str, counters: object) -> Iterator[Reading]:
+    """Yields the readings of one of the dataclasses named in `COUNTERS`."""
+    for name in _countable(type(counters)):
+        value = getattr(counters, name)
+        if isinstance(value, Mapping):
+            yield from (Reading(f"freshrank_{area}_{name}_total", count, (reason,)) for reason, count in value.items())
+        else:
+            yield Reading(f"freshrank_{area}_{name}_total", value)
+
+
+def serve_metrics(area: str, address: str, read: Read) -> None:
+    """Answers `/metrics` at `host:port` from a thread of its own.
+
+    Raises:
+        CommandError: the port is taken.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        start_http_server(int(port), host, registry(area, read))
+    except OSError as error:
+        sentence = f"Port {port} is taken or {host} is not this machine's; see monitor.{area}: {error.strerror}"
+        raise CommandError(ExitCode.PORT_TAKEN, sentence) from error
+
+
+def registry(area: str, read: Read) -> CollectorRegistry:
+    """Returns a registry with the metrics of one area and those of the process itself (memory, CPU)."""
+    own = CollectorRegistry()
+    ProcessCollector(registry=own)
+    own.register(TableCollector(area, read))
+    return own
+
+
+def exposition(own: CollectorRegistry) -> tuple[bytes, str]:
+    """Returns the body of an answer to `/metrics` and its content type."""
+    return generate_latest(own), CONTENT_TYPE_LATEST
+
+
+class TableCollector(Collector):
+    """Turns readings into Prometheus families as the table declares them."""
+
+    def __init__(self, area: str, read: Read) -> None:
+        rows = [*counter_rows(area), *GAUGES]
+        self._rows = {row.name: row for row in rows}
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields one family per metric that has a reading."""
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for reading in self._read():
+            row = self._rows[reading.name]
+            if row.name not in families:
+                family = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
+                families[row.name] = family(row.name, row.help, labels=row.labels)
+            families[row.name].add_metric(reading.labels, reading.value)
+        yield from families.values()
+
+    def describe(self) -> Iterable[Metric]:
+        """Returns nothing, so that registering does not read the counters."""
+        return []
+
+
+def _owner(area: str) -> type:
+    module, _, name = COUNTERS[area].partition(":")
+    return cast(type, getattr(importlib.import_module(module), name))
+
+
+def _countable(owner: type) -> dict[str, bool]:
+    """Returns the fields that count, integers and counts by reason, and whether they are by reason."""
+    return {name: hint is not int for name, hint in get_type_hints(owner).items() if hint in (int, Counter[str])}

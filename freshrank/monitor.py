@@ -1,0 +1,118 @@
+"""`freshrank monitor`: scrapes every process, keeps a short history, and serves the live page."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from freshrank.command import now_ms, run_options
+from freshrank.config import MonitorConfig, RunConfig, addresses
+from freshrank.exits import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    import httpx
+    from litestar import Litestar
+
+    from freshrank.board import Board, Scrape
+    from sim.world import World
+
+_logger = logging.getLogger(__name__)
+SCRAPE_TIMEOUT_S = 0.8
+
+
+@click.command()
+@run_options()
+def monitor(run: RunConfig) -> None:
+    """Serves the live page.
+
+    The page shows freshness, quality, throughput and all processes, and lets you be a user. The same figures as JSON
+    are at /api/state, those of the monitor itself at /metrics.
+
+    \b
+    Example:
+      freshrank monitor --config configs/demo.yaml
+    """  # noqa: D301 - click wants the character
+    import uvicorn
+
+    from freshrank.ports import bind
+
+    listener = bind(run.monitor.host, run.monitor.port, "monitor.port")
+    server = uvicorn.Server(uvicorn.Config(create_app(run), log_config=None, access_log=False, lifespan="on"))
+    _logger.info("Page is served. url=http://%s:%s/", run.monitor.host, run.monitor.port)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise CommandError(ExitCode.DEFECT, "The page's server did not start; the log says why")
+
+
+def create_app(run: RunConfig, clock_ms: Callable[[], int] = now_ms) -> "Litestar":
+    """Returns the page's application; it starts scraping when it is served."""
+    import httpx
+    from litestar import Litestar
+
+    from freshrank.board import Board
+    from freshrank.page_routes import page_routes
+
+    config = run.monitor
+    board = Board(
+        [*config.targets(), "monitor"],
+        list(run.schema.tasks),
+        run.schema.scenarios,
+        history=config.history_s * 1_000 // config.interval_ms,
+    )
+
+    @asynccontextmanager
+    async def scraping(app: Litestar) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S) as client:
+            task = asyncio.create_task(scrape_forever(client, config, board, clock_ms))
+            try:
+                yield
+            finally:
+                task.cancel()
+
+    routes = page_routes(run, board, world(run), f"http://{addresses(config.ranker)[0]}", clock_ms)
+    return Litestar(routes, lifespan=[scraping], openapi_config=None)
+
+
+def world(run: RunConfig) -> "World | None":
+    """Returns the simulator's world, for its users and candidates; None where there is no simulator."""
+    if not run.monitor.simulator:
+        return None
+    from sim.world import World
+
+    return World(run.sim)
+
+
+async def scrape_forever(
+    client: "httpx.AsyncClient", config: MonitorConfig, board: "Board", clock_ms: Callable[[], int]
+) -> None:
+    """Scrapes all processes once per interval, together, and hands the round to the board."""
+    from freshrank.board import Scrape
+    from freshrank.metrics import exposition, registry
+
+    own = registry("monitor", lambda: ())
+    while True:
+        started_s = time.monotonic()
+        targets = config.targets()
+        found = await asyncio.gather(*(scrape(client, address) for address in targets.values()))
+        rounds = dict(zip(targets, found, strict=True)) | {"monitor": Scrape.parse(exposition(own)[0].decode())}
+        board.observe(clock_ms(), rounds)
+        await asyncio.sleep(max(config.interval_ms / 1_000 - (time.monotonic() - started_s), 0.05))
+
+
+async def scrape(client: "httpx.AsyncClient", address: str) -> "Scrape | None":
+    """Returns one process's samples; None if it does not answer, which the page then says."""
+    import httpx
+
+    from freshrank.board import Scrape
+
+    try:
+        answer = await client.get(f"http://{address}/metrics")
+        answer.raise_for_status()
+        return Scrape.parse(answer.text)
+    except (httpx.HTTPError, ValueError) as error:
+        _logger.debug("No metrics. address=%s error=%s", address, error)
+        return None

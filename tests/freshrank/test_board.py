@@ -1,0 +1,77 @@
+"""What the page shows is made from scrapes alone: rates, curves, restarts, and dashes where nothing is known."""
+
+import pytest
+
+from freshrank.board import Board, Scrape
+
+
+def board(history: int = 10) -> Board:
+    return Board(["joiner", "trainer", "ranker-1", "ranker-2", "simulator"], ["click"], ["home"], history)
+
+
+def scrape(**samples: float) -> Scrape:
+    return Scrape({(name, ()): value for name, value in samples.items()})
+
+
+def test_nothing_measured_is_none_and_not_zero() -> None:
+    empty = board()
+    state = empty.state()
+    assert state["freshness"] == {"p50_ms": None, "p99_ms": None, "n": None}
+    assert state["model"]["version"] is None
+    assert state["quality"]["click"]["home"]["ne"] is None
+    assert state["flow"]["examples_per_s"] is None
+    assert [process["up"] for process in state["processes"]] == [False] * 5
+
+
+def test_rate_is_the_slope_of_a_counter_summed_over_processes() -> None:
+    shown = board()
+    for second in range(4):
+        each = scrape(freshrank_ranker_requests_total=50.0 * second)
+        shown.observe(1_000 * second, {"ranker-1": each, "ranker-2": each})
+    assert shown.state()["flow"]["rankings_per_s"] == pytest.approx(100.0)
+
+
+def test_counter_that_starts_again_is_no_negative_rate() -> None:
+    shown = board()
+    for second, count in enumerate([500.0, 900.0, 3.0]):
+        shown.observe(1_000 * second, {"trainer": scrape(freshrank_trainer_examples_total=count)})
+    assert shown.state()["flow"]["examples_per_s"] == 0.0
+
+
+def test_worst_of_several_rankers_is_shown() -> None:
+    shown = board()
+    ages = {"ranker-1": 0.4, "ranker-2": 2.5}
+    shown.observe(0, {name: scrape(freshrank_ranker_model_age_seconds=age) for name, age in ages.items()})
+    assert shown.state()["model"]["age_ms"] == pytest.approx(2_500)
+
+
+def test_process_that_came_back_is_counted_as_restarted() -> None:
+    shown = board()
+    for now_ms, started_s in ((10_000, 5.0), (11_000, 5.0), (12_000, None), (13_000, 12.5)):
+        found = (
+            None if started_s is None else scrape(process_start_time_seconds=started_s, process_cpu_seconds_total=1.0)
+        )
+        shown.observe(now_ms, {"trainer": found})
+    trainer = shown.state()["processes"][1]
+    assert (trainer["restarts"], trainer["up"], trainer["uptime_ms"]) == (1, True, 500.0)
+
+
+def test_history_is_bounded_and_its_columns_stay_equal() -> None:
+    shown = board(history=3)
+    for second in range(7):
+        shown.observe(1_000 * second, {"joiner": None})
+    lengths = {len(column) for column in shown.history().values()}
+    assert lengths == {3}
+    assert shown.history()["t_ms"] == [4_000, 5_000, 6_000]
+
+
+def test_scrape_reads_labels_by_name_and_drops_what_is_not_a_number() -> None:
+    text = (
+        "# TYPE freshrank_trainer_auc_ratio gauge\n"
+        'freshrank_trainer_auc_ratio{task="click",scenario="home"} 0.75\n'
+        'freshrank_trainer_auc_ratio{task="click",scenario="all"} NaN\n'
+    )
+    shown = board()
+    shown.observe(0, {"trainer": Scrape.parse(text)})
+    assert shown.state()["quality"]["click"]["home"]["auc"] == 0.75
+    assert shown.state()["quality"]["click"]["all"]["auc"] is None
