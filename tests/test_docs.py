@@ -1,0 +1,58 @@
+"""The documents cannot lie: generated parts are what the code says, and what prose names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from freshrank import docs
+from freshrank.cli import COMMANDS
+
+ROOT = docs.ROOT
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
+RECIPES = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_setting_event_field_answer_and_metric_is_documented() -> None:
+    assert docs.undocumented() == []
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    assert [name(path) for path in docs.stale()] == [], "run `make docs`"
+
+
+def test_every_module_says_in_its_first_line_what_it_is() -> None:
+    empty = [line for line in docs.tree().splitlines() if line.endswith(".py")]
+    assert empty == []
+
+
+def test_insert_refuses_a_document_without_the_place() -> None:
+    with pytest.raises(ValueError, match="once each"):
+        docs.insert("nothing here", "settings", "table")
+
+
+def test_check_names_the_document_that_is_out_of_date(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(docs, "stale", lambda: {ROOT / "docs/cli.md": "new text"})
+    assert docs.main(["--check"]) == 1
+    assert "docs/cli.md is not what the code says; run `make docs`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text())
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_recipes_and_commands_named_exist(path: Path) -> None:
+    code = "\n".join(re.findall(r"`[^`\n]+`|^    .*$|^```.*?^```", path.read_text(), re.MULTILINE | re.DOTALL))
+    recipes = set(re.findall(r"\bmake ([a-z-]+)", code))
+    commands = set(re.findall(r"\bfreshrank ([a-z][a-z-]*)", code))
+    assert recipes - RECIPES == set()
+    assert commands - COMMANDS.keys() == set()
