@@ -1,0 +1,66 @@
+"""Admission: a value gets its own row after n examples, counted in bounded memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.hashing import Int64Array
+
+_MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
+_MAX_COUNT = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionConfig:
+    """Memory of the counts of values that have no row yet."""
+
+    counter_bits: int = 20
+    """Counters are 2^this bytes, in [8, 30]; too few for the stream's new values admit some of them early."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.counter_bits <= 30:
+            raise ValueError(f"counter_bits: {self.counter_bits} is not allowed; 8 to 30")
+
+
+class AdmissionCounts:
+    """Counts examples per key in a count-min sketch of two counters per key, conservative update.
+
+    A count is never too low (up to 255) until it fades: after as many counts as there are counters all are halved, so
+    that the values of last month do not admit today's noise. Deterministic in the order of the counts.
+    """
+
+    def __init__(self, config: AdmissionConfig) -> None:
+        self._shift = np.uint64(64 - config.counter_bits)
+        self._counts = np.zeros(1 << config.counter_bits, np.uint8)
+        self._num_counted = 0
+
+    def with_added(self, keys_N: Int64Array, added_N: Int64Array) -> Int64Array:
+        """Returns what the counts of distinct keys will be after `add`, without changing anything."""
+        first, second = self._cells(keys_N)
+        lower_N = np.minimum(self._counts[first], self._counts[second]).astype(np.int64)
+        counts_N: Int64Array = np.minimum(lower_N + added_N, _MAX_COUNT)
+        return counts_N
+
+    def add(self, keys_N: Int64Array, added_N: Int64Array) -> None:
+        """Counts `added_N` examples of each of the distinct keys."""
+        counts_N = self.with_added(keys_N, added_N).astype(np.uint8)
+        for cells_N in self._cells(keys_N):
+            np.maximum.at(self._counts, cells_N, counts_N)
+        self._num_counted += int(added_N.sum())
+        if self._num_counted >= len(self._counts):
+            self._counts >>= 1
+            self._num_counted = 0
+
+    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Returns what `load_state` needs."""
+        return {"counts": self._counts.copy(), "num_counted": np.array(self._num_counted, np.int64)}
+
+    def load_state(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
+        """Becomes the counts `state` was taken from; the number of counters must be the same."""
+        self._counts = state["counts"].astype(np.uint8)
+        self._num_counted = int(state["num_counted"])
+
+    def _cells(self, keys_N: Int64Array) -> list[Int64Array]:
+        unsigned_N = keys_N.view(np.uint64)
+        return [((unsigned_N * factor) >> self._shift).astype(np.int64) for factor in _MULTIPLIERS]

@@ -1,0 +1,117 @@
+"""From an encoded batch to the network's input: which row each value is, and where its embedding goes.
+
+Letters: R requests, B rows, F fields, N values of a batch, U rows gathered, W embedding width, D input width.
+
+A batch's values in one flat order: request fields, request lists, item fields, item lists, as in `model.features`.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.features import EncodedBatch, Field, KeyLists
+from model.hashing import MISSING_KEY, Int64Array
+from model.id_table import NO_ROW, IdTable
+from model.inputs import RowInputs
+
+
+class InputLayout:
+    """Places of the fields in the input, and the rows that stand for unknown and missing values.
+
+    Row 2f is the default row of field f (unknown, not admitted, evicted), row 2f + 1 its missing row (no value, empty
+    list). A field that takes another's ids takes its default row as well.
+    """
+
+    def __init__(self, fields: Sequence[Field], *, width: int, interaction: bool) -> None:
+        self.fields = tuple(fields)
+        self.width = width
+        names = [one.name for one in self.fields]
+        self.num_reserved = 2 * len(names)
+        default_of = [names.index(one.ids_of) if one.ids_of in names else names.index(one.name) for one in self.fields]
+        self.default_row_F = 2 * np.array(default_of, np.int64)
+        self.missing_row_F = 2 * np.arange(len(names)) + 1
+        self.admission_F = np.array([one.admission for one in self.fields], np.int64)
+        request_lists = [one.name for one in self.fields if one.side == "request" and one.many]
+        self._history = request_lists.index("history_item") if "history_item" in request_lists else None
+        self._has_interaction = interaction and self._history is not None and "item_id" in names
+        num_request_fields = sum(one.side == "request" for one in self.fields)
+        num_item_blocks = len(names) - num_request_fields + self._has_interaction
+        self.input_width = (num_request_fields + num_item_blocks) * width
+
+    def flat_keys(self, batch: EncodedBatch) -> Int64Array:
+        """Returns the keys of all values, [N]."""
+        blocks = [batch.request_keys_FR.ravel(), *(lists.keys_N for lists in batch.request_lists)]
+        blocks += [batch.item_keys_FB.ravel(), *(lists.keys_N for lists in batch.item_lists)]
+        return np.concatenate(blocks)
+
+    def field_starts(self, batch: EncodedBatch) -> Int64Array:
+        """Returns where the values of each field start in the flat order, [F + 1]; the last entry is N."""
+        counts = [batch.num_requests] * len(batch.request_keys_FR)
+        counts += [len(lists.keys_N) for lists in batch.request_lists]
+        counts += [batch.num_rows] * len(batch.item_keys_FB)
+        counts += [len(lists.keys_N) for lists in batch.item_lists]
+        return np.fromiter(itertools.accumulate(counts, initial=0), np.int64)
+
+    def rows(self, batch: EncodedBatch, keys_N: Int64Array, ids: IdTable) -> Int64Array:
+        """Returns the row of each value, [N]: its own, or its field's missing or default row."""
+        rows_N = ids.lookup(keys_N)
+        without = np.flatnonzero(rows_N == NO_ROW)
+        field = self.field_of(without, batch)
+        is_missing = keys_N[without] == MISSING_KEY
+        rows_N[without] = np.where(is_missing, self.missing_row_F[field], self.default_row_F[field])
+        return rows_N
+
+    def field_of(self, places: Int64Array, batch: EncodedBatch) -> Int64Array:
+        """Returns the field of each place in the flat order."""
+        return np.searchsorted(self.field_starts(batch), places, side="right") - 1
+
+    def examples(self, batch: EncodedBatch, counts_B: npt.NDArray[np.bool_]) -> Int64Array:
+        """Returns for each value of the flat order in how many of the rows with `counts_B` it stands, [N]."""
+        per_row_B = counts_B.astype(np.int64)
+        per_request_R = np.bincount(batch.request_index_B[counts_B], minlength=batch.num_requests)
+        blocks = [np.tile(per_request_R, len(batch.request_keys_FR))]
+        blocks += [np.repeat(per_request_R, lists.lengths) for lists in batch.request_lists]
+        blocks += [np.tile(per_row_B, len(batch.item_keys_FB))]
+        blocks += [np.repeat(per_row_B, lists.lengths) for lists in batch.item_lists]
+        return np.concatenate(blocks)
+
+    def inputs(self, source_UW: Tensor, index_N: Tensor, batch: EncodedBatch) -> RowInputs:
+        """Returns the input rows: `source_UW[index_N]` in the fields' places, lists mean pooled.
+
+        x = [request fields | request lists || item fields | item lists | pooled history * item]
+        """
+        num_requests, num_rows = batch.num_requests, batch.num_rows
+        sizes = [batch.request_keys_FR.size, sum(len(lists.keys_N) for lists in batch.request_lists)]
+        sizes += [batch.item_keys_FB.size, sum(len(lists.keys_N) for lists in batch.item_lists)]
+        request, request_list, item, item_list = torch.split(index_N, sizes)
+        request_index_B = torch.from_numpy(batch.request_index_B)
+        request_parts = [_single(source_UW, request, num_requests)]
+        item_parts = [_single(source_UW, item, num_rows)]
+        if batch.request_lists:
+            request_parts.append(_pooled(source_UW, request_list, batch.request_lists, num_requests))
+        if batch.item_lists:
+            item_parts.append(_pooled(source_UW, item_list, batch.item_lists, num_rows))
+        if self._has_interaction:
+            assert self._history is not None
+            history_RW = request_parts[1][:, self._history]
+            item_parts.append((F.embedding(request_index_B, history_RW) * item_parts[0][:, 0])[:, None])
+        return RowInputs(
+            torch.cat(item_parts, dim=1).flatten(1), torch.cat(request_parts, dim=1).flatten(1), request_index_B
+        )
+
+
+def _single(source_UW: Tensor, index: Tensor, num_entries: int) -> Tensor:
+    return F.embedding(index.view(-1, num_entries).t(), source_UW) if num_entries else source_UW.new_empty(0, 0, 0)
+
+
+def _pooled(source_UW: Tensor, index: Tensor, lists: Sequence[KeyLists], num_entries: int) -> Tensor:
+    """Returns the mean of each entry's values, [num_entries, fields, W]; a value that stands twice counts twice."""
+    starts = np.cumsum([0] + [len(one.keys_N) for one in lists])
+    offsets = np.concatenate([one.offsets[:-1] + start for one, start in zip(lists, starts, strict=False)])
+    bags = F.embedding_bag(index, source_UW, torch.from_numpy(offsets), mode="mean")
+    return bags.view(len(lists), num_entries, -1).transpose(0, 1)

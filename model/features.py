@@ -1,0 +1,355 @@
+"""Feature encoding: a request's columns become keys, one block per field, hashed once per distinct value.
+
+Letters: R requests, B rows (one row = one item of a request), F fields of a block, N values of a list field.
+
+User, context and history columns are given once per request; `request_index_B` says whose each row is. Training
+(many requests) and serving (one request with its candidates) go through the same door.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from model.hashing import MISSING_KEY, Int64Array, ValueKeys
+from stream.schema import FeatureKind, SchemaConfig
+
+Side = Literal["request", "item"]
+Column = Sequence[Any] | npt.NDArray[Any]
+"""One value per request or row: categorical `str | int | None`, numeric `float | None` (or float64 with NaN as
+missing), `many` a list of categorical values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodingConfig:
+    """Which fields there are besides the schema's features, and how numbers become buckets."""
+
+    user_id: bool = True
+    """Whether the user's id is a field."""
+    item_id: bool = True
+    """Whether the item's id is a field."""
+    scenario: bool = False
+    """Whether the scenario is also a field; HiNet takes it in the scenario-aware attention only."""
+    history_length: int = 50
+    """Newest actions of the user that are pooled into the fields `history_item` and `history_action`; 0: no history."""
+    history_interaction: bool = True
+    """Whether the product of the pooled history and the item's embedding is a block of its own."""
+    numeric_resolution: float = 0.01
+    """Numbers below it in size share the innermost buckets; above it buckets grow with the number; greater than 0."""
+    numeric_steps: int = 6
+    """Buckets per factor of e; at least 1."""
+    admission_ids: int = 3
+    """Examples of a user or item before it gets its own row; at least 1."""
+    admission: int = 1
+    """Examples of any other value before it gets its own row; at least 1."""
+    cached_values: int = 200_000
+    """Values per field whose key is remembered; at least 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("numeric_steps", "admission_ids", "admission", "cached_values"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        if self.history_length < 0:
+            raise ValueError(f"history_length: {self.history_length} is not allowed; at least 0")
+        if not self.numeric_resolution > 0:
+            raise ValueError(f"numeric_resolution: {self.numeric_resolution} is not allowed; greater than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One block of the network's input: where its values come from and whose ids they are."""
+
+    name: str
+    """As in the examples: `user_id`, `user.city`, `item.price`, `history_item`, ..."""
+    side: Side
+    """`request`: one value per request; `item`: one per row."""
+    kind: FeatureKind = "categorical"
+    many: bool = False
+    """A list of values, mean pooled."""
+    ids_of: str
+    """The field whose ids the values are: its own name, but `item_id` for `history_item`."""
+    admission: int
+    """Examples before a value gets a row; 0: this field admits none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceColumns:
+    """The users' last actions as serving saw them, newest first: per request three lists of equal length."""
+
+    item_id: Sequence[Sequence[str]]
+    action: Sequence[Sequence[str]]
+    age_ms: Sequence[Sequence[int]] | None = None
+    """Request time minus the action's event time, in ms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowColumns:
+    """Raw columns of B rows of R requests. A feature without a column is missing everywhere."""
+
+    scenario: Sequence[str]
+    """Name, one per request."""
+    user_id: Sequence[str]
+    """One per request."""
+    item_id: Sequence[str]
+    """One per row."""
+    request_index_B: Int64Array
+    """The request of each row, in [0, R)."""
+    position_B: Int64Array | None = None
+    """Position shown; None before anything is shown (serving)."""
+    user: Mapping[str, Column] = field(default_factory=dict)
+    """User features by name, one value per request."""
+    context: Mapping[str, Column] = field(default_factory=dict)
+    """Context features by name, one value per request."""
+    item: Mapping[str, Column] = field(default_factory=dict)
+    """Item features by name, one value per row."""
+    sequence: SequenceColumns | None = None
+    """Histories, one per request; None: all empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLists:
+    """Keys of one list field: entry n is `keys_N[offsets[n]:offsets[n + 1]]`, never empty (MISSING_KEY if it was)."""
+
+    keys_N: Int64Array
+    offsets: Int64Array
+
+    @property
+    def lengths(self) -> Int64Array:
+        """How many keys each entry has."""
+        return np.diff(self.offsets)
+
+    def take(self, entries: Int64Array) -> "KeyLists":
+        """Returns the lists of `entries`, in their order."""
+        lengths = self.lengths[entries]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return KeyLists(self.keys_N[np.repeat(self.offsets[:-1][entries], lengths) + within], offsets)
+
+    @staticmethod
+    def concat(parts: Sequence["KeyLists"]) -> "KeyLists":
+        """Returns all lists of `parts`, one after the other."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return KeyLists(np.concatenate([part.keys_N for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedBatch:
+    """Keys of B rows of R requests; a block's fields are in the order of `FeatureEncoder.fields`."""
+
+    scenario_R: Int64Array
+    request_index_B: Int64Array
+    position_B: Int64Array
+    """-1 where nothing was shown."""
+    request_keys_FR: Int64Array
+    """Single-valued fields of the request."""
+    item_keys_FB: Int64Array
+    """Single-valued fields of the item."""
+    request_lists: tuple[KeyLists, ...]
+    """List fields of the request, R entries each."""
+    item_lists: tuple[KeyLists, ...]
+    """List fields of the item, B entries each."""
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self.request_index_B)
+
+    @property
+    def num_requests(self) -> int:
+        """R."""
+        return len(self.scenario_R)
+
+    @property
+    def scenario_B(self) -> Int64Array:
+        """Index of each row's scenario."""
+        return self.scenario_R[self.request_index_B]
+
+    def take(self, rows: slice | Int64Array) -> "EncodedBatch":
+        """Returns some of the rows, in the given order, with only the requests they need."""
+        rows_B = np.arange(self.num_rows)[rows]
+        requests_R, request_index_B = np.unique(self.request_index_B[rows_B], return_inverse=True)
+        return EncodedBatch(
+            scenario_R=self.scenario_R[requests_R],
+            request_index_B=request_index_B.astype(np.int64),
+            position_B=self.position_B[rows_B],
+            request_keys_FR=self.request_keys_FR[:, requests_R],
+            item_keys_FB=self.item_keys_FB[:, rows_B],
+            request_lists=tuple(lists.take(requests_R) for lists in self.request_lists),
+            item_lists=tuple(lists.take(rows_B) for lists in self.item_lists),
+        )
+
+    def by_scenario(self, num_scenarios: int) -> tuple["EncodedBatch", Int64Array, list[int]]:
+        """Returns the rows sorted by scenario (stable), their former places, and where each scenario starts."""
+        scenario_B = self.scenario_B
+        order_B = np.argsort(scenario_B, kind="stable")
+        ends = np.cumsum(np.bincount(scenario_B, minlength=num_scenarios))
+        batch = replace(
+            self,
+            request_index_B=self.request_index_B[order_B],
+            position_B=self.position_B[order_B],
+            item_keys_FB=self.item_keys_FB[:, order_B],
+            item_lists=tuple(lists.take(order_B) for lists in self.item_lists),
+        )
+        return batch, order_B, [0, *ends.tolist()]
+
+    @staticmethod
+    def concat(batches: Sequence["EncodedBatch"]) -> "EncodedBatch":
+        """Returns the rows of all `batches` (at least one), in order."""
+        first_request = np.cumsum([0] + [batch.num_requests for batch in batches[:-1]])
+        return EncodedBatch(
+            scenario_R=np.concatenate([b.scenario_R for b in batches]),
+            request_index_B=np.concatenate(
+                [b.request_index_B + r for b, r in zip(batches, first_request, strict=True)]
+            ),
+            position_B=np.concatenate([b.position_B for b in batches]),
+            request_keys_FR=np.concatenate([b.request_keys_FR for b in batches], axis=1),
+            item_keys_FB=np.concatenate([b.item_keys_FB for b in batches], axis=1),
+            request_lists=tuple(map(KeyLists.concat, zip(*(b.request_lists for b in batches), strict=True))),
+            item_lists=tuple(map(KeyLists.concat, zip(*(b.item_lists for b in batches), strict=True))),
+        )
+
+
+def model_fields(schema: SchemaConfig, config: EncodingConfig) -> tuple[Field, ...]:
+    """Returns the fields of a model: request side before item side, single values before lists."""
+
+    def id_field(name: str, side: Side) -> Field:
+        return Field(name=name, side=side, ids_of=name, admission=config.admission_ids)
+
+    fields = [id_field("user_id", "request")] if config.user_id else []
+    fields += [id_field("item_id", "item")] if config.item_id else []
+    if config.scenario:
+        fields.append(Field(name="scenario", side="request", ids_of="scenario", admission=1))
+    sides: tuple[tuple[Literal["user", "context", "item"], Side], ...] = (
+        ("user", "request"),
+        ("context", "request"),
+        ("item", "item"),
+    )
+    for source, side in sides:
+        for name, feature in getattr(schema.features, source).items():
+            full = f"{source}.{name}"
+            admission = 1 if feature.kind == "numeric" else config.admission
+            fields.append(
+                Field(name=full, side=side, kind=feature.kind, many=feature.many, ids_of=full, admission=admission)
+            )
+    if config.history_length:
+        ids_of = "item_id" if config.item_id else "history_item"
+        admission = 0 if config.item_id else config.admission_ids
+        fields.append(Field(name="history_item", side="request", many=True, ids_of=ids_of, admission=admission))
+        fields.append(Field(name="history_action", side="request", many=True, ids_of="history_action", admission=1))
+    return tuple(sorted(fields, key=lambda f: (f.side == "item", f.many)))
+
+
+class FeatureEncoder:
+    """Turns columns into keys. Safe to share between threads.
+
+    Numbers become the buckets of a signed logarithm, `floor(steps * asinh(x / resolution))`, whose value is then a
+    categorical one (HiNet, ICDE 2023, bucketises before it embeds); NaN is missing, infinities fall in the outermost
+    buckets.
+
+    Raises:
+        ValueError: no field at all.
+    """
+
+    _NUM_BUCKETS_EACH_SIGN = 1024
+
+    def __init__(self, schema: SchemaConfig, config: EncodingConfig) -> None:
+        self.fields = model_fields(schema, config)
+        if not self.fields:
+            raise ValueError(
+                "features: none is configured and user_id, item_id and history are off; at least one field"
+            )
+        self._schema = schema
+        self._config = config
+        self._values = {f.ids_of: ValueKeys(f.ids_of, max_values=config.cached_values) for f in self.fields}
+        half = self._NUM_BUCKETS_EACH_SIGN
+        self._bucket_keys = {
+            f.name: self._values[f.ids_of].of(range(-half, half)) for f in self.fields if f.kind == "numeric"
+        }
+
+    def encode_columns(self, columns: RowColumns) -> EncodedBatch:
+        """Returns the keys of all rows.
+
+        Raises:
+            ValueError: columns of unequal length, a scenario or value that is not allowed; names the column.
+        """
+        num_requests, num_rows = len(columns.user_id), len(columns.item_id)
+        if len(columns.scenario) != num_requests or len(columns.request_index_B) != num_rows:
+            raise ValueError(
+                f"scenario, request_index_B: {len(columns.scenario)}, {len(columns.request_index_B)} entries"
+                f" for {num_requests} requests and {num_rows} rows"
+            )
+        singles: dict[Side, list[Int64Array]] = {"request": [], "item": []}
+        lists: dict[Side, list[KeyLists]] = {"request": [], "item": []}
+        for one in self.fields:
+            num_entries = num_requests if one.side == "request" else num_rows
+            column = self._column(one, columns)
+            if column is not None and len(column) != num_entries:
+                raise ValueError(f"{one.name}: {len(column)} values for {num_entries} {one.side}s")
+            if one.many:
+                lists[one.side].append(self._list_keys(one, column, num_entries))
+            else:
+                singles[one.side].append(self._keys(one, column, num_entries))
+        position_B = np.full(num_rows, -1, np.int64) if columns.position_B is None else columns.position_B
+        return EncodedBatch(
+            scenario_R=self._scenarios(columns.scenario),
+            request_index_B=np.asarray(columns.request_index_B, np.int64),
+            position_B=np.asarray(position_B, np.int64),
+            request_keys_FR=_stacked(singles["request"], num_requests),
+            item_keys_FB=_stacked(singles["item"], num_rows),
+            request_lists=tuple(lists["request"]),
+            item_lists=tuple(lists["item"]),
+        )
+
+    def _scenarios(self, names: Sequence[str]) -> Int64Array:
+        index_of = {name: self._schema.scenario_index(name) for name in set(names)}
+        for name, index in index_of.items():
+            if index is None:
+                raise ValueError(f"scenario: {name!r} is not one of {', '.join(self._schema.scenarios)}")
+        return np.array([index_of[name] for name in names], np.int64)
+
+    def _column(self, one: Field, columns: RowColumns) -> Column | None:
+        if one.name in ("user_id", "item_id", "scenario"):
+            column: Column = getattr(columns, one.name)
+            return column
+        if one.name in ("history_item", "history_action"):
+            if columns.sequence is None:
+                return None
+            histories = columns.sequence.item_id if one.name == "history_item" else columns.sequence.action
+            return [history[: self._config.history_length] for history in histories]
+        source, _, name = one.name.partition(".")
+        by_name: Mapping[str, Column] = getattr(columns, source)
+        return by_name.get(name)
+
+    def _keys(self, one: Field, column: Column | None, num_entries: int) -> Int64Array:
+        if column is None:
+            return np.full(num_entries, MISSING_KEY, np.int64)
+        if one.kind == "categorical":
+            return self._values[one.ids_of].of(column)
+        try:
+            numbers = np.asarray(column, np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{one.name}: {error}; finite numbers, null where missing") from error
+        return self._number_keys(one, numbers)
+
+    def _number_keys(self, one: Field, numbers: npt.NDArray[np.float64]) -> Int64Array:
+        half = self._NUM_BUCKETS_EACH_SIGN
+        missing = np.isnan(numbers)
+        with np.errstate(over="ignore"):
+            scaled = np.arcsinh(numbers / self._config.numeric_resolution) * self._config.numeric_steps
+        bucket = np.floor(np.clip(np.where(missing, 0.0, scaled), -half, half - 1)).astype(np.int64)
+        return np.where(missing, MISSING_KEY, self._bucket_keys[one.name][bucket + half])
+
+    def _list_keys(self, one: Field, column: Column | None, num_entries: int) -> KeyLists:
+        if column is None:
+            return KeyLists(np.full(num_entries, MISSING_KEY, np.int64), np.arange(num_entries + 1))
+        filled = [values if values is not None and len(values) else (None,) for values in column]
+        offsets = np.zeros(num_entries + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, filled), np.int64, num_entries), out=offsets[1:])
+        return KeyLists(self._values[one.ids_of].of(itertools.chain.from_iterable(filled)), offsets)
+
+
+def _stacked(columns: list[Int64Array], num_entries: int) -> Int64Array:
+    return np.stack(columns) if columns else np.empty((0, num_entries), np.int64)

@@ -1,0 +1,64 @@
+"""A feature value's 64-bit key: the same in every process and on every machine, never Python's `hash`."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+Int64Array = npt.NDArray[np.int64]
+
+MISSING_KEY = 0
+"""Stands for "no value" wherever keys are passed on; also marks a free slot of the id table."""
+REMOVED_KEY = -1
+"""Marks a slot of the id table whose key was removed; never the key of a value."""
+
+_SIGN_BIT = 1 << 63
+
+
+def value_key(field: str, value: str) -> int:
+    """Returns the key of `value` in `field`: xxhash64 of both, as a signed 64-bit integer.
+
+    The field's name is the salt, so that equal values of two fields are two ids. The two reserved keys are moved to
+    their neighbours. n values collide in n^2/2^65 expected pairs (2.7e-4 at 10^8 values).
+
+    >>> value_key("city", "lyon") == value_key("city", "lyon") != value_key("home", "lyon")
+    True
+    """
+    unsigned = xxhash.xxh64_intdigest(f"{field}\x1f{value}".encode("utf-8", "surrogatepass"))
+    key = unsigned - 2 * _SIGN_BIT if unsigned >= _SIGN_BIT else unsigned
+    return key + 1 if key == MISSING_KEY else key - 1 if key == REMOVED_KEY else key
+
+
+class ValueKeys(dict[str | int | None, int]):
+    """Keys of one field's values, each hashed once while it stays in the cache; integers count as their decimal text.
+
+    The cache is emptied when it holds `max_values`, so that a field of unbounded values needs bounded memory.
+    Concurrent readers are safe: at worst a value is hashed twice.
+
+    Raises:
+        ValueError: a value that is neither a string, nor an integer, nor None (missing).
+
+    >>> keys = ValueKeys("age", max_values=10)
+    >>> keys.of([3, "3", None]).tolist() == [value_key("age", "3")] * 2 + [MISSING_KEY]
+    True
+    """
+
+    def __init__(self, field: str, *, max_values: int) -> None:
+        super().__init__({None: MISSING_KEY})
+        self._field = field
+        self._max_values = max_values
+
+    def __missing__(self, value: str | int | None) -> int:
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            raise ValueError(f"{self._field}: {value!r} is not allowed; a string or an integer")
+        key = value_key(self._field, str(value))
+        if len(self) >= self._max_values:
+            self.clear()
+            self[None] = MISSING_KEY
+        self[value] = key
+        return key
+
+    def of(self, values: Iterable[str | int | None]) -> Int64Array:
+        """Returns the keys of `values`, [N] int64."""
+        return np.fromiter(map(self.__getitem__, values), np.int64)

@@ -1,0 +1,37 @@
+"""The network's input: rows whose request part is shared by all rows of a request."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class RowInputs:
+    """B rows of width D, either whole, or as a request part [R, D_r] and an item part [B, D - D_r].
+
+    Linear layers on the input cost the request part once per request: W x = W_r x_r + W_i x_i. Where most rows have a
+    request of their own the parts are joined once instead, which is the cheaper form there.
+    """
+
+    __slots__ = ("_item_BD", "_request_RD", "_request_index_B")
+
+    def __init__(
+        self, item_BD: Tensor, request_RD: Tensor | None = None, request_index_B: Tensor | None = None
+    ) -> None:
+        if request_RD is not None and request_index_B is not None:
+            if 2 * len(request_RD) > len(item_BD):
+                item_BD = torch.cat([F.embedding(request_index_B, request_RD), item_BD], dim=1)
+                request_RD = None
+        self._item_BD = item_BD
+        self._request_RD = request_RD
+        self._request_index_B = request_index_B
+
+    def linear(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Returns x Wᵀ + b, [B, N], for weight [N, D] and bias [N]."""
+        if self._request_RD is None or self._request_index_B is None:
+            return F.linear(self._item_BD, weight, bias)
+        request_width = self._request_RD.shape[1]
+        request_weight, item_weight = torch.split(weight, [request_width, weight.shape[1] - request_width], dim=1)
+        request_RN = F.linear(self._request_RD, request_weight, bias)
+        if len(request_RN) > 1:
+            request_RN = F.embedding(self._request_index_B, request_RN)
+        return F.linear(self._item_BD, item_weight) + request_RN

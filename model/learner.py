@@ -1,0 +1,293 @@
+"""The learner: scores a micro-batch, then learns from it; all state of a model in training.
+
+Letters: B rows, T tasks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.assembly import InputLayout
+from model.config import ModelConfig
+from model.embedding import EmbeddingTable, FieldCounters
+from model.features import EncodedBatch, FeatureEncoder, RowColumns
+from model.hinet import HiNet
+from model.losses import ScenarioShares, multi_scenario_loss
+from stream.schema import SchemaConfig
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelBatch:
+    """Labels of B rows: [B, T] each, tasks in the schema's order."""
+
+    label_BT: npt.NDArray[np.float32]
+    """0 or 1; anything where the mask is off."""
+    mask_BT: npt.NDArray[np.bool_]
+    """On where the cell is trained."""
+    weight_BT: npt.NDArray[np.float32]
+    """Sampling weight times policy weight, at least 0."""
+    first_BT: npt.NDArray[np.bool_]
+    """On where it is the cell's first emission: rows with any count towards admission."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one step saw and did."""
+
+    logits_BT: npt.NDArray[np.float32]
+    """Pre-step logits, bit-equal to `Learner.score` of the same batch just before."""
+    loss: float
+    grad_norm: float
+    """Of the network, before clipping."""
+    skipped: str | None
+    """Which part was not finite, and so nothing was changed; None: the step was made."""
+    dense_clipped: bool
+    rows_clipped: int
+    """Embedding rows whose gradient was clipped."""
+    rows_touched: int
+    """Distinct embedding rows of the batch."""
+    rows_admitted: int
+    weights_capped: int
+    """Example weights above `loss.max_example_weight`."""
+
+
+class Learner:
+    """A model in training. One thread only.
+
+    Same seed, same batches, same bits (with a fixed number of torch threads). A batch that is not finite anywhere
+    changes nothing.
+    """
+
+    def __init__(self, schema: SchemaConfig, config: ModelConfig, seed: int) -> None:
+        self.encoder = FeatureEncoder(schema, config.encoding)
+        self.config = config
+        self._num_scenarios, self._num_tasks = len(schema.scenarios), len(schema.tasks)
+        self._layout = InputLayout(
+            self.encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
+        )
+        self._table = EmbeddingTable(self._layout, config.embedding, seed)
+        self._net = HiNet(
+            config.network,
+            num_scenarios=self._num_scenarios,
+            num_tasks=self._num_tasks,
+            width=self._layout.input_width,
+            seed=seed,
+        )
+        self._parameters = dict(self._net.named_parameters())
+        self._adam = torch.optim.Adam(self._parameters.values(), lr=config.optim.dense_lr, fused=True)
+        self._shares = ScenarioShares(self._num_scenarios, self._num_tasks, config.loss.half_life_rows)
+        self._task_weight_T = np.array([config.loss.task_weights.get(task, 1.0) for task in schema.tasks])
+        unknown = set(config.loss.task_weights) - set(schema.tasks)
+        if unknown:
+            raise ValueError(f"task_weights: {sorted(unknown)} are not tasks; {', '.join(schema.tasks)}")
+        self._num_steps = 0
+        self._exported_clock = 0
+        self._promoted_clock = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Steps made, skipped ones not counted."""
+        return self._num_steps
+
+    def encode(self, columns: RowColumns) -> EncodedBatch:
+        """Returns the columns as keys."""
+        return self.encoder.encode_columns(columns)
+
+    def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
+        """Returns the logits, [B, T], and changes nothing."""
+        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
+        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._table.ids)
+        with torch.no_grad():
+            x = self._layout.inputs(self._table.weight, torch.from_numpy(rows_N), batch)
+            logits_BT = self._net(x, row_offsets)
+        return _unsorted(logits_BT, order_B)
+
+    def learn(self, batch: EncodedBatch, labels: LabelBatch) -> StepReport:
+        """Makes one step; B at least 1. The numbers are the order of a step in `docs/architecture.md`."""
+        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
+        label_BT, mask_BT, weight_BT = (
+            torch.from_numpy(column[order_B]) for column in (labels.label_BT, labels.mask_BT, labels.weight_BT)
+        )
+        # 1 look up
+        counts_B: npt.NDArray[np.bool_] = np.any(labels.first_BT[order_B], axis=1)
+        lookup = self._table.lookup(batch, counts_B)
+        leaf_UW = lookup.weight_UW.clone().requires_grad_()
+        # 2 score: no dropout, no batch statistics, so one forward serves the score and the loss
+        x = self._layout.inputs(leaf_UW, torch.from_numpy(lookup.index_N), batch)
+        logits_BT = self._net(x, row_offsets)
+        # 3 (progressive metrics: the caller's, from the report's logits)
+        # 4 loss
+        scenario_B = batch.scenario_B
+        lambda_BT = self._cell_weights()[scenario_B]
+        loss, num_capped = multi_scenario_loss(
+            logits_BT,
+            label_BT,
+            mask_BT,
+            weight_BT,
+            torch.from_numpy(lambda_BT),
+            max_weight=self.config.loss.max_example_weight,
+        )
+        # 5 backward
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves Tensor.backward untyped
+        grad_UW = leaf_UW.grad if leaf_UW.grad is not None else torch.zeros_like(leaf_UW)
+        grads = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        # 6 finite check, before anything is written
+        grad_norm = float(torch.nn.utils.get_total_norm(grads))
+        row_norm_U = torch.linalg.vector_norm(grad_UW, dim=1)
+        skipped = _first_not_finite(logits=logits_BT, loss=loss, dense_gradient=grad_norm, row_gradient=row_norm_U)
+        optim = self.config.optim
+        num_rows_clipped = 0
+        if skipped is None:
+            # 7 clip
+            if grad_norm > optim.dense_clip:
+                torch._foreach_mul_(grads, optim.dense_clip / grad_norm)
+            over_U = row_norm_U > optim.row_clip
+            num_rows_clipped = int(over_U.sum())
+            if num_rows_clipped:
+                grad_UW = grad_UW * torch.where(over_U, optim.row_clip / row_norm_U, 1.0)[:, None]
+            # 8 step dense and rows
+            self._adam.step()
+            self._table.apply(lookup, grad_UW, optim)
+            # 9 shares (rows, their clock and admissions were written with the rows)
+            self._shares.update(scenario_B, mask_BT.numpy())
+            self._num_steps += 1
+        return StepReport(
+            logits_BT=_unsorted(logits_BT.detach(), order_B),
+            loss=loss.item(),
+            grad_norm=grad_norm,
+            skipped=skipped,
+            dense_clipped=skipped is None and grad_norm > optim.dense_clip,
+            rows_clipped=num_rows_clipped,
+            rows_touched=len(lookup.rows_U),
+            rows_admitted=len(lookup.admitted_keys) if skipped is None else 0,
+            weights_capped=num_capped,
+        )
+
+    def evict(self, keys: npt.NDArray[np.int64]) -> int:
+        """Removes rows by key. Returns how many there were."""
+        return self._table.evict(keys)
+
+    def table_stats(self) -> dict[str, FieldCounters]:
+        """Returns the counters of each field's ids, by field."""
+        return dict(self._table.counters)
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns everything for a bit-exact resume, flat, as copies."""
+        tensors = {f"rows.{name}": tensor for name, tensor in self._table.state().items()}
+        tensors |= {f"dense.{name}": tensor.clone() for name, tensor in self._net.state_dict().items()}
+        for name, parameter in self._parameters.items():
+            for moment, tensor in self._adam.state.get(parameter, {}).items():
+                tensors[f"adam.{moment}.{name}"] = tensor.clone()
+        tensors["loss.share_MT"] = torch.from_numpy(self._shares.share_MT.copy())
+        return tensors
+
+    def state_meta(self) -> dict[str, Any]:
+        """Returns the part of the state that is not tensors, as JSON values."""
+        return {
+            "format": STATE_FORMAT,
+            "num_steps": self._num_steps,
+            "loss_rows": self._shares.num_rows,
+            "exported_clock": self._exported_clock,
+            "promoted_clock": self._promoted_clock,
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Becomes the learner whose `state` and `state_meta` are given.
+
+        Raises:
+            ValueError: another format, or names or shapes that are not this model's; nothing is changed then.
+        """
+        if meta.get("format") != STATE_FORMAT:
+            raise ValueError(f"format: {meta.get('format')!r} is not allowed; {STATE_FORMAT}")
+        dense = _under("dense.", tensors)
+        check_same_shapes(dense, self._net.state_dict())
+        rows = _under("rows.", tensors)
+        check_same_shapes(
+            {"row": rows["weight"][:1], "counters": rows["admission.counts"]},
+            {"row": self._table.weight[:1], "counters": self._table.state()["admission.counts"]},
+        )
+        self._net.load_state_dict(dense)
+        self._adam.state.clear()
+        for name, parameter in self._parameters.items():
+            moments = {m: tensors.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["step"] is not None:
+                self._adam.state[parameter] = {m: tensor.clone() for m, tensor in moments.items() if tensor is not None}
+        self._table.load_state(rows)
+        self._shares.share_MT = tensors["loss.share_MT"].numpy().copy()
+        self._shares.num_rows = int(meta["loss_rows"])
+        self._num_steps = int(meta["num_steps"])
+        self._exported_clock = int(meta["exported_clock"])
+        self._promoted_clock = int(meta["promoted_clock"])
+
+    def serving_full(self) -> dict[str, Tensor]:
+        """Returns what serving needs, complete; no optimiser state."""
+        return self._serving(since=0)
+
+    def serving_delta(self) -> dict[str, Tensor]:
+        """Returns what changed since the last promoted export: rows, evicted keys, and all that is small.
+
+        A row that was changed and then evicted is only evicted; one that was evicted and admitted again is only a row.
+        Before anything was promoted it is everything.
+        """
+        return self._serving(since=self._promoted_clock)
+
+    def mark_promoted(self) -> None:
+        """Makes the last export (`serving_full` or `serving_delta`) the base of the next delta."""
+        self._promoted_clock = self._exported_clock
+        self._table.forget_evicted(self._promoted_clock)
+
+    def _serving(self, *, since: int) -> dict[str, Tensor]:
+        keys, weights, evicted = self._table.changes(since)
+        self._exported_clock = self._table.clock
+        tensors = {f"dense.{name}": tensor.clone() for name, tensor in self._net.state_dict().items()}
+        return tensors | {
+            "rows.keys": torch.from_numpy(keys),
+            "rows.weights": weights,
+            "rows.evicted": torch.from_numpy(evicted),
+            "rows.reserved": self._table.reserved(),
+        }
+
+    def _cell_weights(self) -> npt.NDArray[np.float32]:
+        """Returns each (scenario, task)'s weight in the loss, [M, T]."""
+        loss = self.config.loss
+        if loss.scenario_weight == "inverse_size":
+            lambda_MT = self._shares.scenario_weights(loss.max_scenario_weight)
+        else:
+            lambda_MT = np.ones((self._num_scenarios, self._num_tasks))
+        cell_MT: npt.NDArray[np.float32] = (lambda_MT * self._task_weight_T).astype(np.float32)
+        return cell_MT
+
+
+def check_same_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuses weights of another model.
+
+    Raises:
+        ValueError: names the first difference.
+    """
+    for name in sorted(given.keys() | expected.keys()):
+        theirs = tuple(given[name].shape) if name in given else "nothing"
+        ours = tuple(expected[name].shape) if name in expected else "nothing"
+        if theirs != ours:
+            raise ValueError(f"{name}: the state has {theirs}, this configuration needs {ours}")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _unsorted(logits_BT: Tensor, order_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    result_BT = np.empty(tuple(logits_BT.shape), np.float32)
+    result_BT[order_B] = logits_BT.numpy()
+    return result_BT
+
+
+def _first_not_finite(**parts: Tensor | float) -> str | None:
+    return next((name for name, part in parts.items() if not torch.isfinite(torch.as_tensor(part)).all()), None)

@@ -1,0 +1,100 @@
+"""HiNet's loss: every scenario contributes its mean, whatever its share of the rows.
+
+Letters: B rows, M scenarios, T tasks.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.hashing import Int64Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Weights of scenarios, tasks and examples in the loss."""
+
+    scenario_weight: Literal["inverse_size", "uniform"] = "inverse_size"
+    """`inverse_size`: each scenario counts the same (published); `uniform`: each row counts the same."""
+    max_scenario_weight: float = 10.0
+    """Upper bound of a scenario's weight, so that a rare one does not add more noise than signal; at least 1."""
+    half_life_rows: float = 1e6
+    """Rows after which a row counts half in the running shares of the scenarios; greater than 0."""
+    max_example_weight: float = 10.0
+    """Example weights above it are cut to it and counted; greater than 0."""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each task's loss, at least 0; a task not named has 1."""
+
+    def __post_init__(self) -> None:
+        if self.max_scenario_weight < 1:
+            raise ValueError(f"max_scenario_weight: {self.max_scenario_weight} is not allowed; at least 1")
+        for name in ("half_life_rows", "max_example_weight"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; greater than 0")
+        for task, weight in self.task_weights.items():
+            if not weight >= 0:
+                raise ValueError(f"task_weights.{task}: {weight} is not allowed; at least 0")
+
+
+class BatchLoss(NamedTuple):
+    """Loss of one micro-batch and how many example weights were cut."""
+
+    loss: Tensor
+    num_capped: int
+
+
+class ScenarioShares:
+    """Running share q_MT of the rows that are of scenario i and have the mask of task j on.
+
+    q <- q + eta (count / B - q): a cumulative mean for the first half-life, exponential from then on
+    (eta = 1 - 2^(-B / half_life_rows)).
+    """
+
+    def __init__(self, num_scenarios: int, num_tasks: int, half_life_rows: float) -> None:
+        self._half_life_rows = half_life_rows
+        self.share_MT = np.full((num_scenarios, num_tasks), 1.0 / num_scenarios)
+        self.num_rows = 0
+
+    def update(self, scenario_B: Int64Array, mask_BT: npt.NDArray[np.bool_]) -> None:
+        """Takes one batch (B at least 1) into account; call it after the step that used the shares."""
+        num_rows = len(scenario_B)
+        count_MT = np.zeros_like(self.share_MT)
+        np.add.at(count_MT, scenario_B, mask_BT)
+        if self.num_rows < self._half_life_rows:
+            eta = num_rows / (self.num_rows + num_rows)
+        else:
+            eta = 1.0 - 2.0 ** (-num_rows / self._half_life_rows)
+        self.share_MT += eta * (count_MT / num_rows - self.share_MT)
+        self.num_rows += num_rows
+
+    def scenario_weights(self, max_weight: float) -> npt.NDArray[np.float64]:
+        """Returns lambda_MT = min(max_weight, 1 / (M q_MT))."""
+        weights_MT: npt.NDArray[np.float64] = 1.0 / np.maximum(self.share_MT * len(self.share_MT), 1.0 / max_weight)
+        return weights_MT
+
+
+def multi_scenario_loss(
+    logits_BT: Tensor, label_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor, lambda_BT: Tensor, *, max_weight: float
+) -> BatchLoss:
+    """Returns (1/B) sum of lambda * weight * BCE over the cells whose mask is on.
+
+    L_B = (1/B) sum_b sum_j lambda_bj mask_bj weight_bj BCE(z_bj, y_bj)        lambda includes the task's weight
+
+    With lambda from `ScenarioShares` its expectation is the published sum_i lambda_i sum_j sum_n BCE (HiNet, ICDE 2023,
+    lambda_i = 1/|D_i|) divided by M, each (scenario, task) a mean over its own sample space. Masked cells are selected
+    away, so they may hold NaN. Weights above `max_weight` are cut to it; never divided by their sum.
+    """
+    label_BT = torch.where(mask_BT, label_BT, 0.0)
+    weight_BT = torch.where(mask_BT, weight_BT, 0.0)
+    capped_BT = weight_BT > max_weight
+    # A NaN weight stays NaN (the finite guard sees it): clamp passes NaN on.
+    factor_BT = weight_BT.clamp(max=max_weight) * lambda_BT
+    logits_BT = torch.where(mask_BT, logits_BT, 0.0)
+    bce_BT = F.binary_cross_entropy_with_logits(logits_BT, label_BT, reduction="none")
+    loss = (factor_BT * bce_BT).sum() / len(logits_BT)
+    return BatchLoss(loss, int(capped_BT.sum()))

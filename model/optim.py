@@ -1,0 +1,38 @@
+"""Row-wise Adagrad for embedding rows; learning rates and clipping of both kinds of parameters."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Learning rates and clipping."""
+
+    dense_lr: float = 1e-3
+    """Adam's learning rate of the network; greater than 0."""
+    row_lr: float = 0.05
+    """Row-wise Adagrad's learning rate of the embedding rows; greater than 0."""
+    row_eps: float = 1e-8
+    """Added to the root of a row's accumulator; greater than 0."""
+    dense_clip: float = 10.0
+    """Largest global norm of the network's gradient; greater than 0."""
+    row_clip: float = 1.0
+    """Largest norm of one embedding row's gradient; greater than 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("dense_lr", "row_lr", "row_eps", "dense_clip", "row_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; greater than 0")
+
+
+def rowwise_adagrad(
+    weight_UW: Tensor, accumulator_U: Tensor, grad_UW: Tensor, *, lr: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the new weights and accumulators of distinct rows whose gradients are already summed per row.
+
+    s <- s + mean_c g_c^2,   w <- w - lr g / (sqrt(s) + eps)          (one accumulator per row)
+    """
+    accumulator_U = accumulator_U + grad_UW.square().mean(dim=1)
+    step_U = lr / (accumulator_U.sqrt() + eps)
+    return weight_UW - step_U[:, None] * grad_UW, accumulator_U

@@ -1,0 +1,122 @@
+"""The model as a ranker holds it: immutable for readers; a delta makes a new one.
+
+Letters: B rows, T tasks, W embedding width.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.assembly import InputLayout
+from model.config import ModelConfig
+from model.features import EncodedBatch, FeatureEncoder, RowColumns
+from model.hinet import HiNet
+from model.id_table import NO_ROW, IdTable
+from model.learner import check_same_shapes
+from stream.schema import SchemaConfig
+
+
+class ServingModel:
+    """Scores rows. Safe to share between threads: nothing changes after construction."""
+
+    def __init__(
+        self, encoder: FeatureEncoder, layout: InputLayout, net: HiNet, ids: IdTable, weight: Tensor, num_scenarios: int
+    ) -> None:
+        self.encoder = encoder
+        self._layout = layout
+        self._net = net
+        self._ids = ids
+        self._weight = weight
+        self._num_scenarios = num_scenarios
+
+    @classmethod
+    def from_full(cls, schema: SchemaConfig, config: ModelConfig, tensors: Mapping[str, Tensor]) -> "ServingModel":
+        """Returns the model of a full export (`Learner.serving_full`).
+
+        Raises:
+            ValueError: names or shapes are not those of this schema and configuration.
+        """
+        encoder = FeatureEncoder(schema, config.encoding)
+        layout = InputLayout(
+            encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
+        )
+        net = HiNet(
+            config.network,
+            num_scenarios=len(schema.scenarios),
+            num_tasks=len(schema.tasks),
+            width=layout.input_width,
+            seed=None,
+        )
+        empty = cls(
+            encoder,
+            layout,
+            net,
+            IdTable(num_reserved=layout.num_reserved),
+            torch.zeros(layout.num_reserved, config.embedding.width),
+            len(schema.scenarios),
+        )
+        return empty.apply_delta(tensors)
+
+    @property
+    def num_rows(self) -> int:
+        """Values that have a row of their own."""
+        return len(self._ids)
+
+    def apply_delta(self, tensors: Mapping[str, Tensor]) -> "ServingModel":
+        """Returns the model after a delta (`Learner.serving_delta`); this one goes on as it is.
+
+        Raises:
+            ValueError: names or shapes are not this model's.
+        """
+        dense = {name.removeprefix("dense."): tensor for name, tensor in tensors.items() if name.startswith("dense.")}
+        rows = {name: tensors[name] for name in tensors if name.startswith("rows.")}
+        num_keys, width = len(rows.get("rows.keys", ())), self._layout.width
+        check_same_shapes(dense, self._net.state_dict())
+        check_same_shapes(
+            {name: tensor for name, tensor in rows.items() if name != "rows.evicted"},
+            {
+                "rows.keys": torch.empty(num_keys),
+                "rows.weights": torch.empty(num_keys, width),
+                "rows.reserved": torch.empty(self._layout.num_reserved, width),
+            },
+        )
+        net = copy.deepcopy(self._net)
+        net.load_state_dict(dense)
+        return ServingModel(self.encoder, self._layout, net, *self._changed_rows(rows), self._num_scenarios)
+
+    def _changed_rows(self, rows: Mapping[str, Tensor]) -> tuple[IdTable, Tensor]:
+        """Returns ids and weights after the evictions, then the changed rows; shares nothing that was written."""
+        keys, evicted = rows["rows.keys"].numpy(), rows["rows.evicted"].numpy()
+        rows_N = self._ids.lookup(keys)
+        is_new = rows_N == NO_ROW
+        ids = self._ids
+        if len(evicted) or is_new.any():
+            ids = ids.copy()
+            ids.remove(evicted)
+            rows_N[is_new] = ids.insert(keys[is_new])
+        room = ids.num_rows - len(self._weight)
+        weight = torch.cat(
+            [self._weight, torch.zeros(max(room, 0) and room + len(self._weight) // 4, self._layout.width)]
+        )
+        weight[: self._layout.num_reserved] = rows["rows.reserved"]
+        weight[torch.from_numpy(rows_N)] = rows["rows.weights"]
+        return ids, weight
+
+    def encode(self, columns: RowColumns) -> EncodedBatch:
+        """Returns the columns as keys."""
+        return self.encoder.encode_columns(columns)
+
+    def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
+        """Returns the probabilities, [B, T] float32. A value without a row takes its field's default row."""
+        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
+        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
+        with torch.inference_mode():
+            x = self._layout.inputs(self._weight, torch.from_numpy(rows_N), batch)
+            probability_BT = self._net(x, row_offsets).sigmoid()
+        result_BT = np.empty(tuple(probability_BT.shape), np.float32)
+        result_BT[order_B] = probability_BT.numpy()
+        return result_BT
