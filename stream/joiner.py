@@ -1,0 +1,231 @@
+"""The joiner worker: reads both input topics, runs one core per partition pair, commits outputs and offsets together.
+
+    poll -> decode -> core -> every commit_interval_ms:  1 outputs produced
+                                                         2 offsets added to the transaction
+                                                         3 transaction committed
+                                                         4 memory of what was emitted pruned
+
+A crash before 3 leaves nothing of the transaction; after 3 it leaves all of it. Either way the next owner of the
+partition rebuilds the core from the committed offsets (`stream.pair`) and goes on. `docs/joiner.md` tells each failure
+as a story.
+"""
+
+import logging
+from collections.abc import Callable
+
+from stream.codec import EventDecoder
+from stream.emission import JoinCounters
+from stream.examples import ExampleEncoder
+from stream.exceptions import CopartitionError, LogUnavailableError
+from stream.join import JoinConfig
+from stream.log import (
+    DEAD_LETTER,
+    EXAMPLES,
+    FEEDBACK,
+    IMPRESSIONS,
+    GroupMember,
+    KafkaConfig,
+    OffsetAndMetadata,
+    Poll,
+    TopicPartition,
+    TransactionalProducer,
+    topic_name,
+)
+from stream.offsets import labels_hash
+from stream.pair import PartitionPair, start_point
+from stream.schema import SchemaConfig
+
+_LOG = logging.getLogger(__name__)
+
+_MAX_MESSAGES = 2_000
+"""Most messages of one poll: a bound on how long a commit can be overdue, not a tuning knob."""
+_IDLE_POLL_MS = 100
+"""Longest wait for a message; also how often a quiet partition looks at the processing clock."""
+
+
+class Joiner:
+    """One member of the consumer group that joins impressions with feedback. Single-threaded.
+
+    The caller keeps `member` and `producer` and closes them after `run` has returned or raised.
+    """
+
+    def __init__(
+        self,
+        schema: SchemaConfig,
+        config: JoinConfig,
+        member: GroupMember,
+        producer: TransactionalProducer,
+        kafka: KafkaConfig,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._schema = schema
+        self._config = config
+        self._member = member
+        self._producer = producer
+        self._now_ms = now_ms
+        self._impressions = topic_name(kafka, IMPRESSIONS)
+        self._feedback = topic_name(kafka, FEEDBACK)
+        self._examples = topic_name(kafka, EXAMPLES)
+        self._dead_letter = topic_name(kafka, DEAD_LETTER)
+        self._decoder = EventDecoder(schema)
+        self._encoder = ExampleEncoder(schema, config)
+        self._labels = labels_hash(schema, config.grace_ms, config.duplicate_ms)
+        self._pairs: dict[int, PartitionPair] = {}
+        self._owned: set[TopicPartition] = set()
+        self._committed_ms = now_ms()
+        self.counters = JoinCounters()
+        """What was committed by this process, all partitions together."""
+        self.num_commits = 0
+        """Transactions committed by this process."""
+        self._check_topics()
+
+    @property
+    def pairs(self) -> dict[int, PartitionPair]:
+        """The partition pairs this member owns, by partition number. For metrics; do not touch."""
+        return self._pairs
+
+    @property
+    def unknown_fields(self) -> dict[str, int]:
+        """How often each field that the schema does not know was met and ignored, by its path."""
+        return dict(self._decoder.unknown_fields)
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Joins until `should_stop()`, then commits what is at hand and returns.
+
+        Raises:
+            CopartitionError: the topics or the assignment do not fit together.
+            FencedError: another joiner has taken over; nothing was committed that it will not find.
+            OffsetMetadataError: the committed offsets are not of this release or of these label settings.
+            LogUnavailableError: the broker is gone, or a topic is missing.
+        """
+        while not should_stop():
+            self.run_once()
+        self.commit()
+
+    def run_once(self) -> None:
+        """Polls once, joins what came, and commits if it is time."""
+        poll = self._member.poll(_MAX_MESSAGES, self._poll_timeout_ms())
+        if poll.revoked or poll.assigned:
+            self._rebalance(poll)
+        now_ms = self._now_ms()
+        for message in poll.messages:
+            pair = self._pairs.get(message.partition)
+            # Of a partition that is assigned by this very poll, only messages after the seek count.
+            if pair is not None and (message.topic, message.partition) not in poll.assigned:
+                pair.observe(message, self._decoder, now_ms)
+        self._look_for_ends(now_ms)
+        for pair in self._pairs.values():
+            pair.advance(now_ms)
+        if not 0 <= now_ms - self._committed_ms < self._config.commit_interval_ms:
+            self.commit()
+
+    def commit(self) -> None:
+        """Commits one transaction with everything observed so far; does nothing if nothing has changed.
+
+        The transaction is open only in here, so that the outputs of a pair and its offsets always share one.
+        """
+        changed = [pair for pair in self._pairs.values() if pair.has_changed]
+        if not changed:
+            return
+        self._producer.begin()
+        # 1 outputs produced
+        for pair in changed:
+            self._produce(pair)
+        # 2 offsets added to the transaction
+        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        for pair in changed:
+            offsets |= pair.offsets(self._labels)
+        self._producer.send_offsets(offsets, self._member)
+        # 3 transaction committed
+        self._producer.commit()
+        # 4 memory of what was emitted pruned
+        for pair in changed:
+            self.counters.add(pair.forget_committed())
+        self.num_commits += 1
+        self._committed_ms = self._now_ms()
+
+    def _produce(self, pair: PartitionPair) -> None:
+        for letter in pair.dead_letters:
+            self._producer.produce(self._dead_letter, letter.key, letter.value, letter.headers)
+        if pair.emissions:
+            # All topics have the same number of partitions and the same partitioner, so that the key of any user of
+            # input partition i leads to partition i of the examples: there they stay in order.
+            key = pair.emissions[0].impression.user_id.encode()
+            for value in self._encoder.encode(pair.emissions):
+                self._producer.produce(self._examples, key, value)
+
+    def _poll_timeout_ms(self) -> int:
+        """Returns how long a poll may wait: until the next commit is due, if there is something to commit."""
+        if not any(pair.has_changed for pair in self._pairs.values()):
+            return _IDLE_POLL_MS
+        due_ms = self._committed_ms + self._config.commit_interval_ms
+        return min(max(0, due_ms - self._now_ms()), _IDLE_POLL_MS)
+
+    def _look_for_ends(self, now_ms: int) -> None:
+        """Finds out which quiet partitions are at their end, so that they do not hold back the watermark."""
+        pair_of = {partition: pair for pair in self._pairs.values() for partition in pair.to_look_at(now_ms)}
+        if pair_of:
+            ends = self._member.end_offsets(list(pair_of))
+            for partition, pair in pair_of.items():
+                pair.look(partition, ends[partition], now_ms)
+
+    def _check_topics(self) -> None:
+        counts = {topic: self._member.num_partitions(topic) for topic in (self._impressions, self._feedback)}
+        for topic, count in counts.items():
+            if count == 0:
+                raise LogUnavailableError(f"topic {topic} does not exist; create it with `freshrank topics`")
+        if len(set(counts.values())) > 1:
+            described = ", ".join(f"{topic} {count}" for topic, count in counts.items())
+            raise CopartitionError(
+                f"{described} partitions: both topics need the same number, and the same partitioner"
+            )
+
+    def _rebalance(self, poll: Poll) -> None:
+        """Drops revoked pairs with what they had not committed, and takes up assigned ones where it was committed."""
+        self._owned -= set(poll.revoked)
+        self._owned |= set(poll.assigned)
+        for partition in (*poll.revoked, *poll.assigned):
+            self._pairs.pop(partition.partition, None)
+        self._check_topics()
+        shown = {number for topic, number in self._owned if topic == self._impressions}
+        done = {number for topic, number in self._owned if topic == self._feedback}
+        if shown != done:
+            raise CopartitionError(
+                f"this member was given partitions {sorted(shown)} of {self._impressions} but {sorted(done)} of "
+                f"{self._feedback}; every member of the group must use the range assignor on both topics"
+            )
+        for number in sorted({partition.partition for partition in poll.assigned}):
+            self._take_up(number)
+
+    def _take_up(self, number: int) -> None:
+        """Rebuilds a pair: seeks both topics to what was committed; the replay follows with the next polls."""
+        impressions, feedback = TopicPartition(self._impressions, number), TopicPartition(self._feedback, number)
+        both = (impressions, feedback)
+        start = start_point(
+            impressions,
+            feedback,
+            committed=self._member.committed(both),
+            begin=self._member.begin_offsets(both),
+            end=self._member.end_offsets(both),
+            labels=self._labels,
+        )
+        if start.num_lost:
+            _LOG.error(
+                "messages that open slates need are gone from the log; these slates are given up, raise the retention. "
+                "partition=%d lost_messages=%d",
+                number,
+                start.num_lost,
+            )
+        self._pairs[number] = PartitionPair(impressions, feedback, start, self._schema, self._config, self._now_ms())
+        self._member.seek(impressions, start.impressions_offset)
+        self._member.seek(feedback, start.feedback_offset)
+        _LOG.info(
+            "taking up a partition. partition=%d impressions_offset=%d feedback_offset=%d replay_impressions=%d "
+            "replay_feedback=%d watermark_ms=%d",
+            number,
+            start.impressions_offset,
+            start.feedback_offset,
+            start.resume.next_impression - start.impressions_offset,
+            start.resume.next_feedback - start.feedback_offset,
+            start.resume.watermark_ms,
+        )
