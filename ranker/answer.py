@@ -1,0 +1,118 @@
+"""One request from its bytes to its answer, and what goes on beside it: impression, freshness, counters."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ranker.api import (
+    DegradedReason,
+    FeedbackResponse,
+    FreshnessResponse,
+    HealthResponse,
+    ModelResponse,
+    RankResponse,
+)
+from ranker.event_log import EventLog
+from ranker.exceptions import BufferFullError, RequestError
+from ranker.follow import SnapshotFollower
+from ranker.freshness import FreshnessRecorder
+from ranker.rank import rank, request_columns
+from ranker.request import RequestDecoder
+from ranker.sequences import SequenceReader
+from ranker.stats import RankerStats
+from utility_blender.blend import Blender
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranker:
+    """The parts of a ranker, put together; every method answers one kind of HTTP request, for one event loop."""
+
+    decoder: RequestDecoder
+    sequences: SequenceReader
+    follower: SnapshotFollower
+    blender: Blender
+    log: EventLog
+    stats: RankerStats
+    freshness: FreshnessRecorder
+    now_ms: Callable[[], int]
+    """Wall clock, ms since the Unix epoch."""
+    elapsed_s: Callable[[], float]
+    """A clock that never goes back, in seconds, for durations."""
+    new_request_id: Callable[[], str]
+    """Returns an id nobody else has."""
+
+    async def rank(self, body: bytes) -> RankResponse:
+        """Answers `POST /v1/rank`, whatever else is down.
+
+        Raises:
+            RequestError: the request cannot be answered as it stands.
+        """
+        start_s = self.elapsed_s()
+        try:
+            request = self.decoder.rank(body)
+        except RequestError:
+            self.stats.requests_refused += 1
+            raise
+        sequence, has_no_sequence = await self.sequences.read(request.user_id)
+        live, now_ms = self.follower.live, self.now_ms()
+        response, impression = rank(
+            request, sequence, live, self.blender, request_id=self.new_request_id(), now_ms=now_ms
+        )
+        if response.snapshot:
+            self.freshness.used(response.snapshot, now_ms)
+            self.follower.recent_columns = request_columns(request, sequence, now_ms)
+        beside: dict[DegradedReason, bool] = {
+            "sequence": has_no_sequence,
+            "snapshots": not self.follower.is_current,
+            "impressions": not self.log.impression(impression),
+        }
+        response.degraded += [reason for reason, is_so in beside.items() if is_so]
+        self.stats.requests += 1
+        self.stats.candidates += len(request.item_ids)
+        self.stats.explored += response.explore
+        self.stats.degraded.update(response.degraded)
+        self.stats.latency_ms.observe((self.elapsed_s() - start_s) * 1000)
+        return response
+
+    def feedback(self, body: bytes) -> FeedbackResponse:
+        """Answers `POST /v1/feedback`.
+
+        Raises:
+            RequestError: nothing was taken; the text says why.
+            BufferFullError: not all actions were taken; sending all of them again is safe if they carry `ts`.
+        """
+        try:
+            actions = self.decoder.feedback(body, self.now_ms())
+        except RequestError:
+            self.stats.feedback_refused += 1
+            raise
+        num_taken = self.log.feedback(actions)
+        if num_taken < len(actions):
+            raise BufferFullError(
+                f"{num_taken} of {len(actions)} actions were taken, the log's buffer is full: try again"
+            )
+        return FeedbackResponse(accepted=num_taken)
+
+    def health(self) -> HealthResponse:
+        """Answers `GET /v1/health`: it answers, so it is ready, but for what it has to do without."""
+        beside: dict[DegradedReason, bool] = {
+            "no_model": self.follower.live is None,
+            "snapshots": not self.follower.is_current,
+            "sequence": self.sequences.is_down,
+            "impressions": self.log.is_full,
+        }
+        degraded = [reason for reason, is_so in beside.items() if is_so]
+        return HealthResponse(status="degraded" if degraded else "ready", degraded=degraded)
+
+    def model(self) -> ModelResponse:
+        """Answers `GET /v1/model`."""
+        manifest = self.follower.live.manifest if self.follower.live else None
+        fresh = self.freshness.summary()
+        return ModelResponse(
+            version=manifest.version if manifest else 0,
+            kind=manifest.kind if manifest else None,
+            step=manifest.step if manifest else None,
+            model_age_ms=self.now_ms() - manifest.watermark_ms if manifest else None,
+            blender=self.blender.version,
+            freshness=FreshnessResponse(p50_ms=fresh.p50_ms, p99_ms=fresh.p99_ms, n=fresh.n),
+            counters=self.stats.counters(),
+        )

@@ -1,0 +1,134 @@
+"""What goes over HTTP: requests and answers, field by field. The OpenAPI document is made from these structs."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from stream.codec import MAX_TIME_MS
+
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""Integers that every reader of the log can hold."""
+Id = Annotated[str | Int64, msgspec.Meta(description="A string that is not empty; integers are turned into strings.")]
+
+
+DegradedReason = Literal["no_model", "non_finite", "sequence", "impressions", "snapshots"]
+"""What an answer had to do without: any model (input order), finite scores (input order), the user's sequence (empty),
+the log (the impression was dropped), news from the snapshot store (the last version goes on)."""
+
+
+class CandidateColumns(msgspec.Struct):
+    """What is to be ranked, as columns of equal length."""
+
+    id: list[Id]
+    """Each item once."""
+    features: dict[str, msgspec.Raw] = {}
+    """Item features by the names of the config, a value per candidate, null where missing. Other names are ignored."""
+
+
+class RankRequest(msgspec.Struct):
+    """Body of `POST /v1/rank`."""
+
+    user_id: Id
+    scenario: str
+    """One of the scenarios of the config."""
+    candidates: CandidateColumns
+    size: int
+    """How many items to show; at least 1, all candidates if there are fewer."""
+    user: dict[str, msgspec.Raw] = {}
+    """User features by the names of the config."""
+    context: dict[str, msgspec.Raw] = {}
+    """Context features by the names of the config."""
+
+
+class RankedItem(msgspec.Struct):
+    """One item of the slate."""
+
+    id: str
+    position: int
+    """0 is the top."""
+    utility: float | None
+    """What the slate is ordered by; null when no model ranked it."""
+    scores: dict[str, float]
+    """Probability of each task; empty when no model ranked it."""
+    propensity: float | None
+    """Probability of the item being in the slate, given the weights: 1, or null when the weights were drawn."""
+
+
+class RankResponse(msgspec.Struct):
+    """Answer of `POST /v1/rank`."""
+
+    request_id: str
+    """To be sent back with each feedback on this slate."""
+    items: list[RankedItem]
+    snapshot: int
+    """Version of the model that scored; 0: none yet."""
+    blender: int
+    """Version of the weights; 0: those of the config."""
+    model_age_ms: int | None
+    """How far the model's knowledge lies behind now; null without a model."""
+    explore: bool
+    """Whether the weights of this request were drawn."""
+    degraded: list[DegradedReason] = []
+    """What this answer had to do without."""
+
+
+class FeedbackRequest(msgspec.Struct):
+    """One action of a user on one item of a slate; `POST /v1/feedback` takes one or a list.
+
+    To be safe to send twice, an action needs its own `ts` or an `event_id`: one is a duplicate of the other then.
+    """
+
+    request_id: Id
+    user_id: Id
+    item_id: Id
+    action: str
+    ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)] | None = None
+    """When it happened, in ms since the Unix epoch; now if absent."""
+    value: float = 1.0
+    event_id: Id | None = None
+
+
+class FeedbackResponse(msgspec.Struct):
+    """Answer of `POST /v1/feedback`."""
+
+    accepted: int
+    """How many actions are on their way to the log."""
+
+
+class ErrorResponse(msgspec.Struct):
+    """Answer to a request that was refused."""
+
+    error: str
+    """One line: the field, and what is allowed."""
+
+
+class HealthResponse(msgspec.Struct):
+    """Answer of `GET /v1/health`."""
+
+    status: Literal["ready", "degraded"]
+    """`degraded`: it answers, but does without something."""
+    degraded: list[DegradedReason]
+
+
+class FreshnessResponse(msgspec.Struct):
+    """From a user's action to the first request scored by a version that had learned it."""
+
+    p50_ms: float | None
+    p99_ms: float | None
+    n: int
+    """How many actions were measured since the start."""
+
+
+class ModelResponse(msgspec.Struct):
+    """Answer of `GET /v1/model`."""
+
+    version: int
+    """0: no model yet."""
+    kind: str | None
+    """`full` or `delta`: how this version arrived."""
+    step: int | None
+    """Optimiser steps behind this version."""
+    model_age_ms: int | None
+    blender: int
+    freshness: FreshnessResponse
+    counters: dict[str, int | dict[str, int]]

@@ -1,0 +1,57 @@
+"""The model that serves, and how it grows from one snapshot to the next."""
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from model.config import ModelConfig
+from model.exceptions import SnapshotFiniteError, SnapshotFormatError, SnapshotGapError
+from model.features import RowColumns
+from model.serving import ServingModel
+from model.snapshot import Manifest, open_snapshot
+from stream.schema import SchemaConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """One version, never changed once built: a request that holds it is scored by it to the end."""
+
+    manifest: Manifest
+    model: ServingModel
+
+    def score(self, columns: RowColumns) -> NDArray[np.float32]:
+        """Returns the probability of each task for each row, scores_NT."""
+        return self.model.score(self.model.encode(columns))
+
+
+def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, payload: bytes) -> LiveModel:
+    """Returns the version of `manifest`, built beside `held`, which goes on serving.
+
+    A full snapshot brings its own network configuration along, so a ranker need not be restarted for a new one.
+
+    Raises:
+        SnapshotError: the payload is not what the manifest promises, belongs to another schema, is a delta on another
+            version than `held`, or its tensors do not make a network.
+    """
+    tensors = open_snapshot(manifest, payload, schema_hash=schema.schema_hash())
+    try:
+        if manifest.kind == "full":
+            config = msgspec.convert(manifest.model_config, ModelConfig)
+            return LiveModel(manifest, ServingModel.from_full(schema, config, tensors))
+        if held is None or held.manifest.version != manifest.base_version:
+            raise SnapshotGapError(f"delta {manifest.version} is built on version {manifest.base_version}")
+        return LiveModel(manifest, held.model.apply_delta(tensors))
+    except ValueError as error:  # msgspec's ValidationError is one
+        raise SnapshotFormatError(f"tensors make no network: version={manifest.version} error={error}") from error
+
+
+def warm_up(live: LiveModel, columns: RowColumns) -> None:
+    """Scores a request for nobody, so that the first real one does not pay for first calls.
+
+    Raises:
+        SnapshotFiniteError: the scores are not finite.
+    """
+    if not np.isfinite(live.score(columns)).all():
+        raise SnapshotFiniteError(f"scores are not finite: version={live.manifest.version}")

@@ -1,0 +1,136 @@
+"""The OpenAPI document, made from the structs of `ranker.api`, and a page that shows it without outside assets."""
+
+import html
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ranker.api import (
+    ErrorResponse,
+    FeedbackRequest,
+    FeedbackResponse,
+    HealthResponse,
+    ModelResponse,
+    RankRequest,
+    RankResponse,
+)
+
+
+class Endpoint(NamedTuple):
+    """One path of the service. `answers` names the struct per status; None: plain text."""
+
+    method: str
+    path: str
+    summary: str
+    body: Any
+    answers: dict[int, Any]
+
+
+ENDPOINTS = (
+    Endpoint(
+        "post",
+        "/v1/rank",
+        "Order candidates for a user and log the slate as shown.",
+        RankRequest,
+        {200: RankResponse, 400: ErrorResponse, 413: ErrorResponse},
+    ),
+    Endpoint(
+        "post",
+        "/v1/feedback",
+        "Hand in what users did: one action, or a list of them.",
+        FeedbackRequest | list[FeedbackRequest],
+        {202: FeedbackResponse, 400: ErrorResponse, 413: ErrorResponse, 503: ErrorResponse},
+    ),
+    Endpoint("get", "/v1/health", "Whether it answers, and what it has to do without.", None, {200: HealthResponse}),
+    Endpoint("get", "/v1/model", "The version that serves, freshness and counters.", None, {200: ModelResponse}),
+    Endpoint("get", "/metrics", "Metrics in the Prometheus text format.", None, {200: None}),
+)
+
+
+def openapi_document(version: str) -> dict[str, Any]:
+    """Returns the document (OpenAPI 3.1) as plain JSON."""
+    types = [kind for e in ENDPOINTS for kind in (e.body, *e.answers.values()) if kind is not None]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schema_of = dict(zip(map(repr, types), schemas, strict=True))
+
+    def content(kind: Any) -> dict[str, Any]:
+        if kind is None:
+            return {"text/plain": {"schema": {"type": "string"}}}
+        return {"application/json": {"schema": schema_of[repr(kind)]}}
+
+    paths: dict[str, Any] = {}
+    for e in ENDPOINTS:
+        operation: dict[str, Any] = {
+            "summary": e.summary,
+            "operationId": e.path.strip("/").replace("/", "_"),
+            "responses": {
+                str(status): {"description": STATUSES[status], "content": content(kind)}
+                for status, kind in e.answers.items()
+            },
+        }
+        if e.body is not None:
+            operation["requestBody"] = {"required": True, "content": content(e.body)}
+        paths.setdefault(e.path, {})[e.method] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "freshrank ranker", "version": version},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+STATUSES = {
+    200: "Answered.",
+    202: "On its way to the log.",
+    400: "A field is not as it should be; the error names it.",
+    413: "The body is too large.",
+    503: "The log's buffer is full: try again.",
+}
+
+
+def openapi_page(document: dict[str, Any]) -> str:
+    """Returns the document as one HTML page: endpoints first, then the structs they speak of."""
+    parts = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            parts.append(f"<h2><code>{method.upper()} {path}</code></h2><p>{html.escape(operation['summary'])}</p><ul>")
+            bodies = [("body", operation["requestBody"])] if "requestBody" in operation else []
+            for name, part in (*bodies, *operation["responses"].items()):
+                schemas = ", ".join(_type_name(media["schema"]) for media in part["content"].values())
+                parts.append(f"<li>{name}: {schemas} {html.escape(part.get('description', ''))}</li>")
+            parts.append("</ul>")
+    for name, schema in document["components"]["schemas"].items():
+        parts.append(f'<h3 id="{name}">{name}</h3><p>{html.escape(schema.get("description", ""))}</p><table>')
+        for field, kind in schema.get("properties", {}).items():
+            need = "required" if field in schema.get("required", ()) else "optional"
+            parts.append(f"<tr><td><code>{field}</code><td>{_type_name(kind)}<td>{need}</tr>")
+        parts.append("</table>")
+    return _PAGE.format(title=html.escape(document["info"]["title"]), content="\n".join(parts))
+
+
+def _type_name(schema: dict[str, Any]) -> str:
+    """Returns a JSON schema as a short HTML text, with links to the structs."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(_type_name(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(f"<code>{html.escape(str(value))}</code>" for value in schema["enum"])
+    if schema.get("type") == "array":
+        return f"list of {_type_name(schema.get('items', {}))}"
+    if schema.get("type") == "object":
+        return f"mapping to {_type_name(schema.get('additionalProperties') or {})}"
+    return str(schema.get("type", "any value"))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem }}
+code {{ font-size: 14px }} td {{ padding: 0 1rem 0 0; vertical-align: top }}
+</style>
+<h1>{title}</h1><p>The same as <a href="/openapi.json">OpenAPI JSON</a>.</p>
+{content}
+"""
