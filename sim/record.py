@@ -26,16 +26,10 @@ START_MS = 1_790_000_000_000
 """Event time of the start of every recorded log."""
 
 
-class RecordedImpression(Impression):
-    """A line of `impressions.jsonl.gz`: also says when it arrived."""
-
-    arrival_ts: int = 0
-
-
 class RecordedFeedback(Feedback):
-    """A line of `feedback.jsonl.gz`: also says when it arrived."""
+    """A line of `feedback.jsonl.gz`: also says when it arrived, where that is not its event time."""
 
-    arrival_ts: int = 0
+    arrival_ts: int | None = None
 
 
 class RecordedTruth(msgspec.Struct):
@@ -92,7 +86,7 @@ def write_recorded_log(
         lines = {
             kind: files.enter_context(_gzip_aside(folder / f"{name}.jsonl.gz"))
             for kind, name in (
-                (RecordedImpression, "impressions"),
+                (Impression, "impressions"),
                 (RecordedFeedback, "feedback"),
                 (RecordedTruth, "truth"),
             )
@@ -104,7 +98,7 @@ def write_recorded_log(
                     summary.clicks += sum(record.outcome["click"])
                     summary.orders += sum(record.outcome["order"])
                     summary.hides += sum(record.outcome["hide"])
-                case RecordedImpression():
+                case Impression():
                     summary.impressions += 1
                     summary.items += len(record.items.id)
                     on_progress(summary.impressions)
@@ -113,9 +107,7 @@ def write_recorded_log(
     return summary
 
 
-def record_events(
-    config: SimConfig, num_requests: int
-) -> Iterator[RecordedImpression | RecordedFeedback | RecordedTruth]:
+def record_events(config: SimConfig, num_requests: int) -> Iterator[Impression | RecordedFeedback | RecordedTruth]:
     """Yields a log in arrival order; each impression is followed by its truth."""
     world = World(config)
     rng = np.random.default_rng([config.seed, 7])
@@ -140,7 +132,7 @@ def record_events(
         )
         request_id = f"r{config.seed}-{number}"
         item_id = [candidates.id[place] for place in shown_K.tolist()]
-        yield RecordedImpression(
+        yield Impression(
             request_id=request_id,
             user_id=user_id,
             scenario=scenario,
@@ -155,7 +147,6 @@ def record_events(
             context=world.context(user_id, scenario, now_ms),
             user=world.user_features(user_id),
             sequence=history.at(user_id, now_ms),
-            arrival_ts=now_ms,
         )
         outcome = {action: [0] * config.slate for action in ACTIONS}
         delay_ms = {action: [-1] * config.slate for action in ACTIONS}
@@ -193,7 +184,8 @@ def _arrivals(delivery: Delivery, until_ms: int | None) -> Iterator[RecordedFeed
     """Yields the feedback that arrives up to a moment; None: all that is left."""
     while (due_ms := delivery.next_due_ms()) is not None and (until_ms is None or due_ms <= until_ms):
         for arrival_ms, feedback in delivery.due(due_ms, 1):
-            yield RecordedFeedback(**msgspec.structs.asdict(feedback), arrival_ts=arrival_ms)
+            late_ms = None if arrival_ms == feedback.ts else arrival_ms
+            yield RecordedFeedback(**msgspec.structs.asdict(feedback), arrival_ts=late_ms)
 
 
 def _shown_probability(known: Truth, shown_K: NDArray[np.int64]) -> dict[str, list[float]]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sim.config import SimConfig
-from sim.record import RecordedFeedback, RecordedImpression, RecordedTruth, write_recorded_log
+from sim.record import RecordedFeedback, RecordedTruth, write_recorded_log
+from stream.schema import Impression
 
 CONFIG = SimConfig(num_users=50, num_items=100)
 FILES = ("impressions.jsonl.gz", "feedback.jsonl.gz", "truth.jsonl.gz")
@@ -39,12 +40,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: 
 
 
 def test_lines_stand_in_arrival_order(noisy: Path) -> None:
-    for name, kind in (("impressions.jsonl.gz", RecordedImpression), ("feedback.jsonl.gz", RecordedFeedback)):
-        arrivals = [record.arrival_ts for record in read(noisy, name, kind)]
-        assert arrivals == sorted(arrivals)
-    late = [f for f in read(noisy, "feedback.jsonl.gz", RecordedFeedback) if f.arrival_ts > f.ts]
+    shown = [impression.ts for impression in read(noisy, "impressions.jsonl.gz", Impression)]
+    feedback = read(noisy, "feedback.jsonl.gz", RecordedFeedback)
+    arrivals = [f.ts if f.arrival_ts is None else f.arrival_ts for f in feedback]
+    assert shown == sorted(shown)
+    assert arrivals == sorted(arrivals)
+    assert [f.ts for f in feedback] != sorted(f.ts for f in feedback)
+    late = [f for f in feedback if f.arrival_ts is not None]
     assert late
-    assert all(f.arrival_ts - f.ts <= 2 * 1_000 * CONFIG.disorder_s for f in late)
+    assert all(0 < f.arrival_ts - f.ts <= 2 * 1_000 * CONFIG.disorder_s for f in late)
 
 
 def test_the_feedback_is_the_true_outcome(noisy: Path) -> None:
@@ -72,7 +76,7 @@ def test_true_probabilities_are_calibrated_against_outcomes(noisy: Path) -> None
 
 
 def test_impressions_carry_what_a_service_would_have_known(noisy: Path) -> None:
-    impressions = read(noisy, "impressions.jsonl.gz", RecordedImpression)
+    impressions = read(noisy, "impressions.jsonl.gz", Impression)
     feedback = read(noisy, "feedback.jsonl.gz", RecordedFeedback)
     assert [i.request_id for i in impressions] == [t.request_id for t in read(noisy, "truth.jsonl.gz", RecordedTruth)]
     with_sequence = 0
