@@ -14,10 +14,11 @@ import msgspec
 
 from ranker.api import FeedbackRequest, Int64, RankRequest
 from ranker.exceptions import RequestError
+from ranker.stats import RankerStats
 from stream.schema import FeatureConfig, Feedback, SchemaConfig
 
 MAX_UNKNOWN_NAMES = 100
-"""Names that `RequestDecoder` counts one by one; further ones are counted as `other`."""
+"""Unknown feature names that are counted one by one; further ones are counted as `other`."""
 
 Decoded = TypeVar("Decoded")
 
@@ -57,19 +58,18 @@ class CheckedRequest:
 
 
 class RequestDecoder:
-    """Checks requests against the schema. `unknown_features` and `num_unknown_scenarios` count what was put up with."""
+    """Checks requests against the schema, and counts in `stats` what was put up with: unknown features, scenarios."""
 
-    def __init__(self, schema: SchemaConfig, limits: RequestLimits) -> None:
+    def __init__(self, schema: SchemaConfig, limits: RequestLimits, stats: RankerStats) -> None:
         self._schema = schema
         self._limits = limits
+        self._stats = stats
         self._rank = msgspec.json.Decoder(RankRequest)
         self._feedback = msgspec.json.Decoder(FeedbackRequest | list[FeedbackRequest])
         features = schema.features
         self._columns = {name: _decoder(_type_of(f), is_column=True) for name, f in features.item.items()}
         self._user = {name: _decoder(_type_of(f)) for name, f in features.user.items()}
         self._context = {name: _decoder(_type_of(f)) for name, f in features.context.items()}
-        self.unknown_features: Counter[str] = Counter()
-        self.num_unknown_scenarios = 0
 
     def rank(self, body: bytes) -> CheckedRequest:
         """Returns a rank request, checked.
@@ -141,7 +141,7 @@ class RequestDecoder:
         if index is None:
             raise RequestError(f"scenario: {name!r} is not known; one of {', '.join(self._schema.scenarios)}")
         known = self._schema.scenarios[index]
-        self.num_unknown_scenarios += known != name
+        self._stats.unknown_scenario += known != name
         return known
 
     def _item_features(self, given: Mapping[str, msgspec.Raw], num_items: int) -> dict[str, list[Any]]:
@@ -158,8 +158,8 @@ class RequestDecoder:
         self, side: str, given: Mapping[str, msgspec.Raw], decoders: Mapping[str, "msgspec.json.Decoder[Any]"]
     ) -> dict[str, Any]:
         for name in given.keys() - decoders.keys():
-            is_counted = name in self.unknown_features or len(self.unknown_features) < MAX_UNKNOWN_NAMES
-            self.unknown_features[name if is_counted else "other"] += 1
+            counted = self._stats.unknown_features
+            counted[name if name in counted or len(counted) < MAX_UNKNOWN_NAMES else "other"] += 1
         return {
             name: _decode(decoder, given[name], f"{side}.{name}") for name, decoder in decoders.items() if name in given
         }

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 DELIVERY_POLL_S = 0.1
 """Seconds between two looks at the producer's delivery reports while nothing is being sent."""
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
+TEXT = "text/plain; version=0.0.4"
 """Media type of the Prometheus text format."""
 
 AnyRequest = Request[Any, Any, Any]
