@@ -105,7 +105,7 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SnapshotManifestError(f"manifest: version {manifest.version} is not allowed; at least 1")
     if manifest.kind == "delta" and not 1 <= manifest.base_version < manifest.version:
         raise SnapshotManifestError(
-            f"manifest: base_version {manifest.base_version} of delta {manifest.version} is not allowed; an earlier version"
+            f"manifest: base_version {manifest.base_version} of delta {manifest.version} is not allowed; an earlier one"
         )
     return manifest
 

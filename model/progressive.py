@@ -1,0 +1,236 @@
+"""Progressive validation: each final label is scored once, by a score made before it was learned.
+
+Letters: B rows, S scenarios, T tasks.
+
+Three series, kept apart: `served`, the score logged with the impression; `pre_step`, the trainer's own just before
+learning; and `counted`, the one that counts: served where the log has it, else pre-step. The mean distance of the first
+two is the train/serve skew.
+
+Three spans: `lifetime` and `window` count a label when it is emitted. Under the `eager` policy positives are emitted up
+to a label window before the negatives of the same slates, so their edges mix early positives with old negatives: read
+them as provisional. `closed` counts an impression only when all labels of its cohort (impressions of one stretch of
+event time) must have arrived: unbiased, but a label window old.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from model.metrics import MAX_LOGIT, Arrays, BoolArray, Figures, Int64Array, ScoredLabels, Tally, logit_of
+
+SeriesName = Literal["counted", "served", "pre_step"]
+Span = Literal["lifetime", "window", "closed"]
+Report = dict[str, dict[str, Figures]]
+"""Task -> "all" or scenario -> figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Widths of the metrics' windows."""
+
+    window_labels: int = 100_000
+    """Final labels (of all tasks together) in the sliding window; at least 1."""
+    window_buckets: int = 8
+    """Parts of the sliding window; the oldest part leaves at once; at least 2."""
+    cohort_ms: int = 10_000
+    """Impressions of so many ms of event time are judged together when their labels are complete; at least 1.
+    Never less than a twelfth of the longest label window, so that few cohorts are open at once."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("window_labels", 1), ("window_buckets", 2), ("cohort_ms", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")
+
+
+class Series:
+    """One kind of score over all time and over about the last `window_labels` labels.
+
+    The window is a ring of tallies: the current one takes labels until it has its share, then the oldest is cleared.
+    A share ends with the micro-batch that fills it.
+    """
+
+    def __init__(self, num_cells: int, config: MetricsConfig) -> None:
+        self._share = config.window_labels / config.window_buckets
+        self._current = 0
+        self.lifetime = Tally(num_cells)
+        self._ring = [Tally(num_cells) for _ in range(config.window_buckets)]
+
+    def add(self, scored: ScoredLabels) -> None:
+        """Counts some labels in."""
+        self.lifetime.add(scored)
+        if self._ring[self._current].sums[0].sum() >= self._share:
+            self._current = (self._current + 1) % len(self._ring)
+            self._ring[self._current].clear()
+        self._ring[self._current].add(scored)
+
+    def window(self) -> Tally:
+        """Returns the sums over the sliding window."""
+        return Tally.total(self._ring)
+
+    def state(self) -> Arrays:
+        """Returns all that is needed to go on exactly."""
+        return {"current": np.array([self._current])} | _states(self._named())
+
+    def load_state(self, state: Arrays) -> None:
+        """Takes up a state of the same shape."""
+        self._current = int(state["current"][0])
+        _load_states(self._named(), state)
+
+    def _named(self) -> dict[str, Tally]:
+        return {"lifetime": self.lifetime} | {f"bucket{index}": tally for index, tally in enumerate(self._ring)}
+
+
+class Cohorts:
+    """Labels by the event time of their impression, shown when the cohort is closed.
+
+    A cohort closes when the watermark is `settle_ms` (longest label window + grace) past its end. A label that comes
+    later still is as true as the others: it is counted with the closed ones.
+    """
+
+    def __init__(self, num_cells: int, cohort_ms: int) -> None:
+        self._num_cells = num_cells
+        self._cohort_ms = cohort_ms
+        self._closed_before = 0
+        self._open: dict[int, Tally] = {}
+        self.closed = Tally(num_cells)
+
+    def add(self, scored: ScoredLabels, impression_ms: Int64Array) -> None:
+        """Counts some labels in, each under its impression's time."""
+        cohort = impression_ms // self._cohort_ms
+        for index in np.unique(cohort).tolist():
+            tally = self.closed if index < self._closed_before else self._open.setdefault(index, Tally(self._num_cells))
+            tally.add(scored.take(cohort == index))
+
+    def advance(self, watermark_ms: int, settle_ms: int) -> None:
+        """Closes the cohorts whose labels must all have arrived."""
+        closed_before = (watermark_ms - settle_ms) // self._cohort_ms
+        if closed_before > self._closed_before:
+            self._closed_before = closed_before
+            for index in sorted(index for index in self._open if index < closed_before):
+                self.closed.merge(self._open.pop(index))
+
+    def state(self) -> Arrays:
+        """Returns all that is needed to go on exactly."""
+        here = {"closed_before": np.array([self._closed_before]), "open": np.array(sorted(self._open), np.int64)}
+        return here | _states(self._named())
+
+    def load_state(self, state: Arrays) -> None:
+        """Takes up a state of the same shape."""
+        self._closed_before = int(state["closed_before"][0])
+        self._open = {int(index): Tally(self._num_cells) for index in state["open"]}
+        _load_states(self._named(), state)
+
+    def _named(self) -> dict[str, Tally]:
+        return {"closed": self.closed} | {f"cohort{index}": self._open[index] for index in sorted(self._open)}
+
+
+class ProgressiveMetrics:
+    """All series and spans of one trainer."""
+
+    def __init__(
+        self, scenarios: Sequence[str], tasks: Sequence[str], config: MetricsConfig, max_window_ms: int
+    ) -> None:
+        self._scenarios, self._tasks = tuple(scenarios), tuple(tasks)
+        num_cells = len(self._scenarios) * len(self._tasks)
+        self._series: dict[SeriesName, Series] = {name: Series(num_cells, config) for name in get_args(SeriesName)}
+        self._cohorts = Cohorts(num_cells, max(config.cohort_ms, max_window_ms // 12))
+        self._skew = np.zeros(2)  # n, sum of |served - pre-step| as probabilities
+
+    def update(
+        self,
+        *,
+        scenario_B: Int64Array,
+        impression_ms_B: Int64Array,
+        label_BT: npt.NDArray[np.floating],
+        final_BT: BoolArray,
+        pre_step_logit_BT: npt.NDArray[np.floating],
+        served_BT: npt.NDArray[np.floating],
+    ) -> None:
+        """Counts the final labels of a batch in, before the batch is learned.
+
+        `served_BT` holds probabilities, NaN where none was logged. Labels that are not final are not looked at.
+        """
+        row, task = np.nonzero(final_BT)
+        label = label_BT[row, task].astype(np.float64)
+        cell = scenario_B[row] * len(self._tasks) + task
+        pre_step = np.clip(pre_step_logit_BT[row, task].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
+        served = logit_of(served_BT[row, task])
+        has_served = ~np.isnan(served)
+        counted = ScoredLabels(cell, label, np.where(has_served, served, pre_step))
+        self._series["counted"].add(counted)
+        self._series["pre_step"].add(ScoredLabels(cell, label, pre_step))
+        self._series["served"].add(ScoredLabels(cell, label, served).take(has_served))
+        self._cohorts.add(counted, impression_ms_B[row])
+        distance = np.abs(_sigmoid(served[has_served]) - _sigmoid(pre_step[has_served]))
+        self._skew += (len(distance), distance.sum())
+
+    def advance(self, watermark_ms: int, settle_ms: int) -> None:
+        """Closes the cohorts whose labels must all have arrived: `settle_ms` = longest label window + grace."""
+        self._cohorts.advance(watermark_ms, settle_ms)
+
+    def report(self, span: Span = "lifetime", series: SeriesName = "counted") -> Report:
+        """Returns the figures of one span and series; `closed` exists for `counted` only.
+
+        Raises:
+            ValueError: `closed` of another series than `counted`.
+        """
+        tally = self._tally(span, series)
+        num_tasks = len(self._tasks)
+        report: Report = {}
+        for index, task in enumerate(self._tasks):
+            cells = [scenario * num_tasks + index for scenario in range(len(self._scenarios))]
+            report[task] = {"all": tally.figures(cells)}
+            for name, cell in zip(self._scenarios, cells, strict=True):
+                report[task][name] = tally.figures([cell])
+        return report
+
+    def _tally(self, span: Span, series: SeriesName) -> Tally:
+        if span == "closed":
+            if series != "counted":
+                raise ValueError(f"series: {series!r} is not kept by closed cohorts; counted")
+            return self._cohorts.closed
+        return self._series[series].lifetime if span == "lifetime" else self._series[series].window()
+
+    @property
+    def num_skew(self) -> int:
+        """How many final labels had both a served and a pre-step score."""
+        return int(self._skew[0])
+
+    @property
+    def mean_skew(self) -> float:
+        """Mean |served - pre-step| as probabilities over all time; 0 before the first."""
+        return float(self._skew[1] / self._skew[0]) if self._skew[0] else 0.0
+
+    def state(self) -> Arrays:
+        """Returns all that is needed to go on exactly."""
+        arrays: Arrays = {"skew": self._skew.copy()}
+        for name, part in self._parts():
+            arrays |= {f"{name}/{key}": value for key, value in part.state().items()}
+        return arrays
+
+    def load_state(self, state: Arrays) -> None:
+        """Takes up the state of metrics with the same scenarios, tasks and config."""
+        self._skew[:] = state["skew"]
+        for name, part in self._parts():
+            prefix = f"{name}/"
+            part.load_state({key.removeprefix(prefix): a for key, a in state.items() if key.startswith(prefix)})
+
+    def _parts(self) -> Iterator[tuple[str, Series | Cohorts]]:
+        yield from self._series.items()
+        yield "cohorts", self._cohorts
+
+
+def _sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return 1.0 / (1.0 + np.exp(-logit))
+
+
+def _states(tallies: dict[str, Tally]) -> Arrays:
+    return {f"{name}.{key}": array for name, tally in tallies.items() for key, array in tally.state().items()}
+
+
+def _load_states(tallies: dict[str, Tally], state: Arrays) -> None:
+    for name, tally in tallies.items():
+        tally.load_state({key: state[f"{name}.{key}"] for key in ("sums", "bins", "counts")})

@@ -1,0 +1,208 @@
+"""From a learner to a live snapshot: candidate, gate, promotion, in the numbered order of `model.store`."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from model.exceptions import SnapshotGapError, StaleEpochError, StoreError, StoreUnavailableError
+from model.gate import PublishGate
+from model.learner import Learner
+from model.metrics import Int64Array
+from model.progressive import Report
+from model.snapshot import MAX_FEEDBACK_TIMES, Manifest, encode_payload, payload_sha256
+from model.store import SnapshotStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What all snapshots of one run have in common."""
+
+    model: str
+    schema_hash: str
+    config_hash: str
+    scenarios: list[str]
+    tasks: list[str]
+    model_config: dict[str, Any]
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What the weights have learned."""
+
+    step: int
+    watermark_ms: int
+    offsets: dict[int, int]
+    metrics: Report
+
+
+@dataclass(slots=True)
+class PublishStats:
+    """What one publisher did, and what is live by it."""
+
+    snapshots: Counter[str] = field(default_factory=lambda: Counter(full=0, delta=0))
+    """Snapshots that went live, by kind: `full`, `delta`."""
+    failures: Counter[str] = field(default_factory=lambda: Counter(unavailable=0, rejected=0, refused=0))
+    """Snapshots that did not, by reason: `unavailable` (the store does not answer), `rejected` (by the gate), `refused`
+    (by the store; the next one is a full one)."""
+    version: int = 0
+    """The version that is live by this trainer; 0 before the first."""
+    epoch: int = 0
+    """The epoch this trainer holds; 0 before the store gave one."""
+    payload_bytes: int = 0
+    """Size of the last payload that went live."""
+    rows: int = 0
+    """Embedding rows in it."""
+    last_ms: int = 0
+    """How long the last successful publish kept the trainer from training."""
+
+
+class FeedbackSample:
+    """Event times of feedback learned since the last version that went live: evenly thinned, never unbounded."""
+
+    _ROOM = 16 * MAX_FEEDBACK_TIMES
+
+    def __init__(self) -> None:
+        self._times: Int64Array = np.empty(0, np.int64)
+
+    def add(self, feedback_ms: Int64Array) -> None:
+        """Takes event times in."""
+        self._times = np.concatenate([self._times, feedback_ms])
+        if len(self._times) > self._ROOM:
+            self._times = self._times[::2]
+
+    def times(self) -> list[int]:
+        """Returns at most `MAX_FEEDBACK_TIMES` of them."""
+        num_kept = min(len(self._times), MAX_FEEDBACK_TIMES)
+        kept = self._times[np.linspace(0, len(self._times) - 1, num_kept).astype(np.int64)]
+        return [int(time_ms) for time_ms in kept]
+
+    def clear(self) -> None:
+        """Starts anew: those times belong to a live version now."""
+        self._times = self._times[:0]
+
+
+class Publisher:
+    """Publishes a learner's weights to one store. Runs on the trainer's thread: nothing is learned meanwhile.
+
+    The first snapshot of a trainer is a full one. A delta follows only on a live version of its own epoch: whatever was
+    lost in between (a store that forgot, a candidate that failed), rows stay marked until a version with them is live.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        identity: Identity,
+        *,
+        full_every: int,
+        now_ms: Callable[[], int],
+        last_version: int,
+        stats: PublishStats,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._full_every = full_every
+        self._now_ms = now_ms
+        self._version = last_version
+        self._gate: PublishGate | None = None
+        self._deltas_since_full = 0
+        self._candidate_rows = 0
+        self.feedback = FeedbackSample()
+        self.stats = stats
+
+    @property
+    def last_version(self) -> int:
+        """The last version number given out, live or not."""
+        return self._version
+
+    def publish(self, learner: Learner, progress: Progress) -> Manifest | None:
+        """Returns the manifest that went live; None if none did, which is counted and logged.
+
+        Raises:
+            StaleEpochError: another trainer has taken over.
+        """
+        started_ms = self._now_ms()
+        try:
+            manifest = self._publish(learner, progress)
+        except StoreUnavailableError as error:
+            self.stats.failures["unavailable"] += 1
+            logger.warning("Snapshot not published, training goes on error=%s", error)
+            return None
+        except StaleEpochError:
+            raise
+        except (StoreError, SnapshotGapError) as error:
+            self._refused(error)
+            return None
+        self.stats.last_ms = self._now_ms() - started_ms
+        return manifest
+
+    def _publish(self, learner: Learner, progress: Progress) -> Manifest | None:
+        gate = self._gate or self._start()
+        live = self._store.pointer()
+        if live is not None and live.epoch == self.stats.epoch and live.version != self.stats.version:
+            # The answer to the last promotion was lost. Rows stay marked, so the next delta holds them once more.
+            gate.promoted(live, self._candidate_rows)
+            self._went_live(live, self._candidate_rows)
+        is_delta = (
+            live is not None and live.epoch == self.stats.epoch and self._deltas_since_full + 1 < self._full_every
+        )
+        tensors = learner.serving_delta() if is_delta else learner.serving_full()
+        payload = encode_payload(tensors)
+        num_rows = self._candidate_rows = len(tensors["rows.keys"])
+        # Every candidate has a number of its own, so that no key of the store is ever written twice.
+        self._version += 1
+        manifest = Manifest(
+            **{name: getattr(self._identity, name) for name in Identity.__dataclass_fields__},
+            version=self._version,
+            base_version=live.version if live is not None and is_delta else 0,
+            kind="delta" if is_delta else "full",
+            step=progress.step,
+            created_ms=self._now_ms(),
+            watermark_ms=progress.watermark_ms,
+            offsets=progress.offsets,
+            metrics=progress.metrics,
+            payload_sha256=payload_sha256(payload),
+            payload_bytes=len(payload),
+            epoch=self.stats.epoch,
+            feedback_ms=self.feedback.times(),
+        )
+        self._store.put(manifest, payload)  # 1, 2
+        reasons = gate.reasons(manifest, tensors, num_rows)  # 3
+        if reasons:
+            self.stats.failures["rejected"] += 1
+            self._store.reject(manifest, "; ".join(reasons))
+            logger.error("Snapshot failed its gate version=%d reasons=%s", manifest.version, "; ".join(reasons))
+            return None
+        self._store.promote(manifest)  # 4
+        learner.mark_promoted()
+        self.feedback.clear()
+        gate.promoted(manifest, num_rows)
+        self._went_live(manifest, num_rows)
+        return manifest
+
+    def _start(self) -> PublishGate:
+        """Claims the right to publish; done at the first publish, so that training starts without the store too."""
+        live = self._store.pointer()
+        self._version = max(self._version, live.version if live is not None else 0)
+        self.stats.epoch = self._store.next_epoch()
+        self._gate = PublishGate(last_version=self._version)
+        logger.info("Publishing starts epoch=%d after_version=%d", self.stats.epoch, self._version)
+        return self._gate
+
+    def _went_live(self, manifest: Manifest, num_rows: int) -> None:
+        self._deltas_since_full = 0 if manifest.kind == "full" else self._deltas_since_full + 1
+        self.stats.snapshots[manifest.kind] += 1
+        self.stats.version = manifest.version
+        self.stats.payload_bytes = manifest.payload_bytes
+        self.stats.rows = num_rows
+
+    def _refused(self, error: Exception) -> None:
+        self.stats.failures["refused"] += 1
+        self._deltas_since_full = self._full_every
+        logger.warning("Snapshot refused, the next one is a full one error=%s", error)
