@@ -29,9 +29,11 @@ class RankRequest(msgspec.Struct):
     """Body of `POST /v1/rank`."""
 
     user_id: Id
+    """Who the ranking is for."""
     scenario: str
     """One of the scenarios of the config."""
     candidates: CandidateColumns
+    """What may be shown."""
     size: int
     """How many items to show; at least 1, all candidates if there are fewer."""
     user: dict[str, msgspec.Raw] = {}
@@ -44,6 +46,7 @@ class RankedItem(msgspec.Struct):
     """One item of the slate."""
 
     id: str
+    """One of the candidates'."""
     position: int
     """0 is the top."""
     utility: float | None
@@ -60,6 +63,7 @@ class RankResponse(msgspec.Struct):
     request_id: str
     """To be sent back with each feedback on this slate."""
     items: list[RankedItem]
+    """The slate, the top first."""
     snapshot: int
     """Version of the model that scored; 0: none yet."""
     blender: int
@@ -79,13 +83,19 @@ class FeedbackRequest(msgspec.Struct):
     """
 
     request_id: Id
+    """The slate's, as `POST /v1/rank` answered it."""
     user_id: Id
+    """The slate's user."""
     item_id: Id
+    """One of the slate's items."""
     action: str
+    """What was done; the tasks of the config say which action makes which label."""
     ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)] | None = None
     """When it happened, in ms since the Unix epoch; now if absent."""
     value: float = 1.0
+    """How much: seconds viewed, price paid, stars."""
     event_id: Id | None = None
+    """Names the action: the same one twice counts once."""
 
 
 class FeedbackResponse(msgspec.Struct):
@@ -108,13 +118,16 @@ class HealthResponse(msgspec.Struct):
     status: Literal["ready", "degraded"]
     """`degraded`: it answers, but does without something."""
     degraded: list[DegradedReason]
+    """What it does without; empty when ready."""
 
 
 class FreshnessResponse(msgspec.Struct):
     """From a user's action to the first request scored by a version that had learned it."""
 
     p50_ms: float | None
+    """Half of the actions were as fast; null before the first."""
     p99_ms: float | None
+    """99 of 100 were as fast; null before the first."""
     n: int
     """How many actions were measured since the start."""
 
@@ -129,6 +142,10 @@ class ModelResponse(msgspec.Struct):
     step: int | None
     """Optimiser steps behind this version."""
     model_age_ms: int | None
+    """How far the model's knowledge lies behind now; null without a model."""
     blender: int
+    """Version of the weights; 0: those of the config."""
     freshness: FreshnessResponse
+    """How soon actions were learned and served."""
     counters: dict[str, int | dict[str, int]]
+    """What the ranker has counted since its start."""
