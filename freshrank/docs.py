@@ -4,25 +4,14 @@ A generated part stands between two comment lines that name it; everything else 
 """
 
 import argparse
-import ast
-import importlib
-import inspect
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import click
+from freshrank import reference
 
-from freshrank.config import ENVIRONMENT, SECTIONS
-from freshrank.exits import EXIT_CODES
-from freshrank.field_docs import FieldDoc, field_docs
-from freshrank.metrics import metric_table
-from stream.schema import Feedback, Impression, SchemaConfig
-
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("stream", "model", "utility_blender", "ranker", "sim", "freshrank")
+ROOT = reference.ROOT
 
 
 class Part(NamedTuple):
@@ -33,112 +22,16 @@ class Part(NamedTuple):
     write: Callable[[], str]
 
 
-class Titled(NamedTuple):
-    """A dataclass or Struct and the path its fields have in a file or message."""
-
-    path: str
-    cls: type
-
-
-def settings() -> str:
-    """Returns a heading and a table for each section of the configuration."""
-    return "\n".join(
-        _section(title, f"### `{title.path}`" if title.path else "### Top of the file") for title in config_classes()
-    )
-
-
-def config_classes() -> Iterator[Titled]:
-    """Yields every dataclass a configuration file is built from, each once, in the order of the file."""
-    roots = [Titled("", SchemaConfig)]
-    for section in SECTIONS:
-        module, _, name = section.owner.partition(":")
-        roots.append(Titled(section.name, getattr(importlib.import_module(module), name)))
-    return _with_inner(roots)
-
-
-def event_classes() -> Iterator[Titled]:
-    """Yields every Struct an event is made of, each once."""
-    return _with_inner([Titled("impression", Impression), Titled("feedback", Feedback)])
-
-
-def undocumented() -> list[str]:
-    """Returns what nobody has said the meaning of: `module.Class.field` of settings and messages, names of metrics."""
-    fields = [
-        f"{title.cls.__module__}.{title.cls.__qualname__}.{doc.name}"
-        for title in (*config_classes(), *event_classes(), *http_classes())
-        for doc in field_docs(title.cls)
-        if not doc.text
-    ]
-    return fields + [row.name for row in metric_table() if not row.help]
-
-
-def environment() -> str:
-    """Returns the table of environment variables."""
-    rows = ((f"`{row.variable}`", f"`{'.'.join(row.setting)}`", row.help) for row in ENVIRONMENT)
-    return _table(("variable", "fills", "meaning"), rows)
-
-
-def event_fields() -> str:
-    """Returns a heading and a table for each object of an event."""
-    return "\n".join(_section(title, f"### `{title.path}`") for title in event_classes())
-
-
-def http_classes() -> Iterator[Titled]:
-    """Yields every Struct the HTTP service takes or answers, each once."""
-    from ranker import api
-
-    roots = (
-        *(api.RankRequest, api.RankResponse, api.FeedbackRequest, api.FeedbackResponse),
-        *(api.HealthResponse, api.ModelResponse, api.ErrorResponse),
-    )
-    return _with_inner(Titled(root.__name__, root) for root in roots)
-
-
-def http_fields() -> str:
-    """Returns a heading and a table for each object of the HTTP service."""
-    return "\n".join(_section(title, f"### `{title.cls.__name__}`") for title in http_classes())
-
-
-def metrics() -> str:
-    """Returns the table of all metrics."""
-    rows = (
-        (f"`{row.name}`", row.type, ", ".join(f"`{label}`" for label in row.labels), row.help) for row in metric_table()
-    )
-    return _table(("metric", "type", "labels", "meaning"), rows)
-
-
-def commands() -> str:
-    """Returns the help of every command, as the command line prints it."""
-    from freshrank.cli import main
-
-    return "\n".join(f"### {path}\n\n```text\n{text}\n```\n" for path, text in _help(main, "freshrank", None))
-
-
-def exit_codes() -> str:
-    """Returns the table of exit codes."""
-    rows = ((str(int(row.code)), row.meaning, row.next_move) for row in EXIT_CODES)
-    return _table(("code", "meaning", "next move"), rows)
-
-
-def tree() -> str:
-    """Returns the files of the six packages with the first line of what each says about itself."""
-    lines = []
-    for package in PACKAGES:
-        lines.append(f"{package + '/':24}{_first_line(ROOT / package / '__init__.py')}")
-        files = sorted(path for path in (ROOT / package).glob("*.py") if path.name != "__init__.py")
-        lines += [f"  {path.name:22}{_first_line(path)}" for path in files]
-    return "\n".join(("```text", *lines, "```"))
-
-
 PARTS = (
-    Part("docs/configuration.md", "settings", settings),
-    Part("docs/configuration.md", "environment", environment),
-    Part("docs/events.md", "event fields", event_fields),
-    Part("docs/http.md", "http fields", http_fields),
-    Part("docs/metrics.md", "metrics", metrics),
-    Part("docs/cli.md", "exit codes", exit_codes),
-    Part("docs/cli.md", "commands", commands),
-    Part("README.md", "tree", tree),
+    Part("docs/configuration.md", "settings", reference.settings),
+    Part("docs/configuration.md", "environment", reference.environment),
+    Part("docs/events.md", "event fields", reference.event_fields),
+    Part("docs/http.md", "endpoints", reference.endpoints),
+    Part("docs/http.md", "http fields", reference.http_fields),
+    Part("docs/metrics.md", "metrics", reference.metrics),
+    Part("docs/cli.md", "exit codes", reference.exit_codes),
+    Part("docs/cli.md", "commands", reference.commands),
+    Part("README.md", "tree", reference.tree),
 )
 
 
@@ -181,56 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
     return 1 if check and outdated else 0
-
-
-def _with_inner(roots: Iterable[Titled]) -> Iterator[Titled]:
-    seen: set[type] = set()
-    waiting = list(roots)
-    while waiting:
-        title = waiting.pop(0)
-        if title.cls in seen:
-            continue
-        seen.add(title.cls)
-        yield title
-        inner = [Titled(_path(title.path, doc), doc.inner) for doc in field_docs(title.cls) if doc.inner is not None]
-        waiting[:0] = inner
-
-
-def _path(parent: str, doc: FieldDoc) -> str:
-    path = f"{parent}.{doc.name}" if parent else doc.name
-    return f"{path}.<name>" if doc.is_mapping else path
-
-
-def _section(title: Titled, heading: str) -> str:
-    rows = ((f"`{doc.name}`", doc.kind, _default(doc), doc.text) for doc in field_docs(title.cls))
-    about = " ".join((inspect.getdoc(title.cls) or "").split())
-    return f"{heading}\n\n{about}\n\n{_table(('field', 'value', 'default', 'meaning'), rows)}"
-
-
-def _default(doc: FieldDoc) -> str:
-    if doc.default is None:
-        return "*required*"
-    return doc.default if doc.default == "see below" else f"`{doc.default}`"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([re.sub(r"\s*\|\s*", r" \\| ", cell) for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _first_line(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-
-
-def _help(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
-    context: Any = click.Context(command, parent=parent, info_name=path if parent is None else command.name)
-    context.terminal_width = context.max_content_width = 100
-    yield path, command.get_help(context)
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
-            if inner is not None and not inner.hidden:
-                yield from _help(inner, f"{path} {name}", context)
 
 
 if __name__ == "__main__":
