@@ -4,6 +4,7 @@ StreamError
 |- DecodeError           dead letter and counter, the stream goes on
 |- CopartitionError      refuse to start: give both input topics the same number of partitions
 |- FencedError           another joiner owns the partition: stop without committing
+|- TransactionAbortedError  nothing of the transaction is visible: start again from the committed offsets
 |- OffsetMetadataError   committed by an incompatible release: drain with the old release, or reset the group
 `- LogUnavailableError   the broker does not answer: check its address, then start again
 """
@@ -23,6 +24,10 @@ class CopartitionError(StreamError):
 
 class FencedError(StreamError):
     """Another producer or a newer group generation has taken over."""
+
+
+class TransactionAbortedError(StreamError):
+    """The broker could not complete a transaction; all of it was dropped."""
 
 
 class OffsetMetadataError(StreamError):
