@@ -15,16 +15,16 @@ from prometheus_client.parser import text_string_to_metric_families
 Labels = tuple[str, ...]
 """Values of a sample's labels, ordered by the labels' names."""
 JOINER = "freshrank_joiner_"
-RATES = {
-    "rankings_per_s": "freshrank_ranker_requests_total",
-    "impressions_per_s": "freshrank_ranker_impressions_total",
-    "feedback_per_s": "freshrank_ranker_feedback_total",
-    "examples_per_s": "freshrank_trainer_examples_total",
-    "steps_per_s": "freshrank_trainer_steps_total",
-    "snapshots_per_s": "freshrank_trainer_snapshots_total",
-    "events_per_s": "freshrank_joiner_events_total",
+RATES: Mapping[str, tuple[str, ...]] = {
+    "rankings_per_s": ("freshrank_ranker_requests_total",),
+    "impressions_per_s": ("freshrank_ranker_impressions_total",),
+    "feedback_per_s": ("freshrank_ranker_feedback_total",),
+    "events_per_s": ("freshrank_joiner_items_total", "freshrank_joiner_feedback_total"),
+    "examples_per_s": ("freshrank_trainer_rows_total",),
+    "steps_per_s": ("freshrank_trainer_batches_total",),
+    "snapshots_per_s": ("freshrank_trainer_snapshots_total",),
 }
-"""Throughput at each arrow of the loop, and the counter it is the slope of."""
+"""Throughput at each arrow of the loop, and the counters whose sum it is the slope of."""
 RATE_WINDOW_MS = 5_000
 """Rates are slopes over this long, so that a second with one snapshot less does not flicker."""
 
@@ -96,7 +96,8 @@ class Board:
                 process.cpu.clear()
             process.started_s = started_s
             process.cpu.append((now_ms, scrape.value("process_cpu_seconds_total") or 0.0))
-        self._totals.append((now_ms, {name: self._sum(counter) for name, counter in RATES.items()}))
+        totals = {name: sum(self._total(counter) or 0.0 for counter in counters) for name, counters in RATES.items()}
+        self._totals.append((now_ms, totals))
         while len(self._totals) > 2 and self._totals[1][0] < now_ms - RATE_WINDOW_MS:
             self._totals.popleft()
         self._history["t_ms"].append(now_ms)
@@ -115,7 +116,7 @@ class Board:
             "lift": self._lift(),
             "flow": self._flow(),
             "join": self._join(),
-            "examples": self._number("freshrank_trainer_examples_total"),
+            "examples": self._number("freshrank_trainer_rows_total"),
         }
 
     def history(self) -> dict[str, list[float | None]]:
@@ -147,33 +148,41 @@ class Board:
         """Returns the largest value over several rankers, e.g. of an age; None without any."""
         return max(self._values(name, *labels), default=None)
 
-    def _sum(self, name: str) -> float:
-        return self._number(name) or 0.0
+    def _total(self, name: str) -> float | None:
+        """Returns a counter summed over its labels and over the processes that have it; None if none has."""
+        found = [
+            value
+            for process in self._processes.values()
+            if process.scrape
+            for (sample, _), value in process.scrape.samples.items()
+            if sample == name
+        ]
+        return sum(found) if found else None
 
     def _freshness(self) -> dict[str, float | None]:
         def quantile(which: str) -> float | None:
-            return _times(self._worst("freshrank_ranker_freshness_seconds", which), 1_000)
+            return _times(self._worst("freshrank_ranker_freshness_quantile_seconds", which), 1_000)
 
         return {
             "p50_ms": quantile("0.5"),
             "p99_ms": quantile("0.99"),
-            "n": self._number("freshrank_ranker_freshness_events_total"),
+            "n": self._number("freshrank_ranker_freshness_seconds_count"),
         }
 
     def _model(self) -> dict[str, float | None]:
         return {
             "version": self._worst("freshrank_ranker_version"),
             "age_ms": _times(self._worst("freshrank_ranker_model_age_seconds"), 1_000),
-            "steps": self._number("freshrank_trainer_steps_total"),
-            "snapshots": self._number("freshrank_trainer_snapshots_total"),
+            "steps": self._number("freshrank_trainer_batches_total"),
+            "snapshots": self._total("freshrank_trainer_snapshots_total"),
         }
 
     def _quality(self) -> dict[str, dict[str, dict[str, float | None]]]:
         def figures(task: str, scenario: str) -> dict[str, float | None]:
             labels = (scenario, task)  # by the labels' names: scenario, task
             return {
-                "n": self._number("freshrank_trainer_rows", *labels),
-                "positives": self._number("freshrank_trainer_positives", *labels),
+                "n": self._number("freshrank_trainer_window_rows", *labels),
+                "positives": self._number("freshrank_trainer_window_positives", *labels),
                 "ne": self._number("freshrank_trainer_normalized_entropy_ratio", *labels),
                 "auc": self._number("freshrank_trainer_auc_ratio", *labels),
                 "calibration": self._number("freshrank_trainer_calibration_ratio", *labels),
@@ -205,7 +214,7 @@ class Board:
             for name, labels in process.scrape.samples
             if name.startswith(JOINER) and name.endswith("_total") and not labels
         }
-        return {name.removeprefix(JOINER).removesuffix("_total"): self._sum(name) for name in sorted(names)}
+        return {name.removeprefix(JOINER).removesuffix("_total"): self._total(name) or 0.0 for name in sorted(names)}
 
     def _process(self, process: ProcessState) -> dict[str, Any]:
         scrape = process.scrape

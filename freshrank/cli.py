@@ -26,7 +26,9 @@ COMMANDS = {
     "simulate": CommandRow("freshrank.simulate:simulate", "Acts as the users of a world with known truth."),
     "monitor": CommandRow("freshrank.monitor:monitor", "Serves the live page."),
     "replay": CommandRow("freshrank.replay:replay", ""),
-    "convert": CommandRow("freshrank.convert:convert", ""),
+    "convert": CommandRow(
+        "freshrank.convert:convert", "Converts the data set NAME in the folder SOURCE into a recorded log in FOLDER."
+    ),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
     "snapshot": CommandRow("freshrank.snapshot:snapshot", "Shows the published snapshots."),
     "checkpoint": CommandRow("freshrank.checkpoint:checkpoint", "Shows the trainer's checkpoints."),

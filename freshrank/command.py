@@ -20,6 +20,7 @@ from freshrank.logs import LEVELS, setup_logging
 _logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
+OVERRIDE_HELP = "Overrides one setting of the file; may be given several times."
 CONFIG_PATH = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -34,19 +35,14 @@ def run_options(default: Path | None = None) -> Callable[[F], F]:
             _logger.info("Configuration read. path=%s hash=%s", config, run.config_hash())
             return command(run=run, **rest)
 
+        fallback: dict[str, Any] = {"required": True} if default is None else {"default": default, "show_default": True}
         options = [
+            click.option("--config", type=CONFIG_PATH, help="YAML file of the run.", **fallback),
+            click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=OVERRIDE_HELP),
             click.option(
-                "--config", type=CONFIG_PATH, default=default, required=default is None, show_default=True,
-                help="YAML file of the run.",
+                "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="Least level."
             ),
-            click.option(
-                "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-                help="Overrides one setting of the file; may be given several times.",
-            ),
-            click.option(
-                "--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="Least level logged."
-            ),
-        ]  # fmt: skip
+        ]
         wrapped: Any = with_run
         for option in reversed(options):
             wrapped = option(wrapped)

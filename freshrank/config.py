@@ -46,6 +46,14 @@ class RedisConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """Where the trainer keeps its own recovery state."""
+
+    folder: Path = Path("checkpoints")
+    """One folder per checkpoint is written in here; made if it is not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorConfig:
     """The live page, and where every process shows its figures."""
 
@@ -111,6 +119,7 @@ SECTIONS = (
     Section("join", "stream.join:JoinConfig"),
     Section("model", "model.config:ModelConfig"),
     Section("trainer", "model.trainer:TrainerConfig"),
+    Section("checkpoint", "freshrank.config:CheckpointConfig"),
     Section("store", "model.store:StoreConfig"),
     Section("blender", "utility_blender.blend:BlenderConfig"),
     Section("ranker", "ranker.config:RankerConfig"),
@@ -120,7 +129,7 @@ SECTIONS = (
 )
 SCHEMA_KEYS = ("scenarios", "tasks", "features", "unknown_scenario")
 """Settings at the top of the file; together they are the schema."""
-PLACES = ("kafka", "redis", "monitor")
+PLACES = ("kafka", "redis", "checkpoint", "monitor")
 """Sections that say where things are, not what they do: not part of the configuration's hash."""
 
 
@@ -142,8 +151,10 @@ ENVIRONMENT = (
 class RunConfig:
     """All settings of a run. Read a section as an attribute: `run.join.grace_ms`."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], arguments: Sequence[str] = ()) -> None:
         """Takes the plain data of a file. Raises ConfigError at a key that is no section."""
+        self.arguments = tuple(arguments)
+        """The options that give another command of ours the same run, but for the environment."""
         allowed = [*SCHEMA_KEYS, *(section.name for section in SECTIONS)]
         for key in settings:
             if key not in allowed:
@@ -188,6 +199,11 @@ class RunConfig:
     def trainer(self) -> "TrainerConfig":
         """Micro-batches, checkpoints, publishing. Imports torch."""
         return cast("TrainerConfig", self._build("trainer"))
+
+    @cached_property
+    def checkpoint(self) -> CheckpointConfig:
+        """Where checkpoints are."""
+        return cast(CheckpointConfig, self._build("checkpoint"))
 
     @cached_property
     def store(self) -> "StoreConfig":
@@ -252,17 +268,13 @@ class RunConfig:
 
 def contradictions(run: RunConfig) -> Iterator[str]:
     """Yields a sentence for each pair of sections that cannot be right together."""
-    tasks, scenarios = list(run.schema.tasks), run.schema.scenarios
-    for scenario, weights in run.blender.weights.items():
-        where = f"blender.weights.{scenario}"
-        if scenario != "default" and scenario not in scenarios:
-            yield f"{where}: no such scenario; allowed: default, {', '.join(scenarios)}"
-        for task in weights:
-            if task not in tasks:
-                yield f"{where}.{task}: no such task; allowed: {', '.join(tasks)}"
-    for task in run.blender.scale:
-        if task not in tasks:
-            yield f"blender.scale.{task}: no such task; allowed: {', '.join(tasks)}"
+    from utility_blender.blend import Blender
+
+    scenarios = run.schema.scenarios
+    try:
+        Blender(list(run.schema.tasks), scenarios, run.blender)
+    except ValueError as error:
+        yield f"blender.{error}"
     if run.join.idle_ms < run.join.commit_interval_ms:
         yield (
             f"join.idle_ms: {run.join.idle_ms} is not allowed; at least join.commit_interval_ms "
@@ -270,6 +282,9 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         )
     if run.monitor.simulator and set(run.sim.scenarios) != set(scenarios):
         yield f"sim.scenarios: {', '.join(run.sim.scenarios)} is not what the run lists: {', '.join(scenarios)}"
+    ports = [int(address.rpartition(":")[2]) for address in addresses(run.monitor.ranker)]
+    if run.ranker.server.port not in ports:
+        yield f"ranker.server.port: {run.ranker.server.port} is not among those the page asks: {run.monitor.ranker}"
     owner: dict[str, str] = {f"{run.monitor.host}:{run.monitor.port}": "monitor.port"}
     for process, address in run.monitor.targets().items():
         if address in owner:
@@ -299,7 +314,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
         if not equals or not all(name.split(".")):
             raise ConfigError(f"--set {override}: must be SECTION.KEY=VALUE")
         put(settings, name.split("."), _yaml(value))
-    return RunConfig(settings)
+    return RunConfig(settings, ["--config", str(path), *(part for name in overrides for part in ("--set", name))])
 
 
 def parse_yaml(text: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import errno
 from enum import IntEnum
 from typing import NamedTuple
 
+from freshrank.strict import ConfigError
+
 
 class ExitCode(IntEnum):
     """Exit codes of every `freshrank` command; `EXIT_CODES` says what each means."""
@@ -65,6 +67,8 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
     sentence = " ".join(str(error).split())
     if isinstance(error, CommandError):
         return error.code, sentence
+    if isinstance(error, ConfigError):
+        return ExitCode.USAGE, sentence
     if isinstance(error, stream_errors.FencedError):
         return ExitCode.FENCED, f"Another joiner has taken over: {sentence}"
     if isinstance(error, stream_errors.StreamError):

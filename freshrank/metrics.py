@@ -5,19 +5,20 @@ that reads them, which is called at scrape time. `docs/metrics.md` lists the tab
 """
 
 import importlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, cast, get_type_hints
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from freshrank.exits import CommandError, ExitCode
 from freshrank.field_docs import field_texts
 
-MetricType = Literal["counter", "gauge"]
+MetricType = Literal["counter", "gauge", "histogram"]
 
 
 class MetricRow(NamedTuple):
@@ -37,38 +38,51 @@ class Reading(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-Read = Callable[[], Iterable[Reading]]
+class Buckets(NamedTuple):
+    """A histogram now: counts by bucket, the last one open-ended, and the sum of all values."""
+
+    name: str
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+
+Read = Callable[[], Iterable[Reading | Buckets]]
 """Reads a process's counters; called at scrape time, in the scraper's thread."""
 
-GAUGES = (
+_CELL = ("task", "scenario")
+OTHERS = (
+    MetricRow("freshrank_joiner_commits_total", "counter", (), "Transactions committed."),
+    MetricRow("freshrank_joiner_unknown_fields_total", "counter", ("field",), "Fields met that the schema lacks."),
     MetricRow("freshrank_joiner_watermark_age_seconds", "gauge", ("partition",), "Now minus the watermark of a pair."),
-    MetricRow("freshrank_trainer_version", "gauge", (), "Version last published."),
+    MetricRow("freshrank_trainer_snapshots_total", "counter", ("kind",), "Snapshots that went live: full or delta."),
+    MetricRow("freshrank_trainer_publish_failures_total", "counter", ("reason",), "Snapshots that did not go live."),
+    MetricRow("freshrank_trainer_version", "gauge", (), "Version that is live by this trainer."),
     MetricRow("freshrank_trainer_epoch", "gauge", (), "Epoch under which this trainer publishes."),
-    MetricRow("freshrank_trainer_rows", "gauge", ("task", "scenario"), "Rows in the metric window."),
-    MetricRow("freshrank_trainer_positives", "gauge", ("task", "scenario"), "Positive rows in the metric window."),
-    MetricRow(
-        "freshrank_trainer_normalized_entropy_ratio",
-        "gauge",
-        ("task", "scenario"),
-        "Progressive validation over the metric window; below 1 is better than the average rate.",
-    ),
-    MetricRow("freshrank_trainer_auc_ratio", "gauge", ("task", "scenario"), "Progressive AUC over the metric window."),
-    MetricRow(
-        "freshrank_trainer_calibration_ratio",
-        "gauge",
-        ("task", "scenario"),
-        "Mean score over mean label in the window.",
-    ),
+    MetricRow("freshrank_trainer_payload_bytes", "gauge", (), "Size of the last snapshot."),
+    MetricRow("freshrank_trainer_publish_seconds", "gauge", (), "How long the last publish kept from training."),
+    MetricRow("freshrank_trainer_checkpoint_seconds", "gauge", (), "How long the last checkpoint kept from training."),
+    MetricRow("freshrank_trainer_loss", "gauge", (), "Of the last step."),
+    MetricRow("freshrank_trainer_grad_norm", "gauge", (), "Of the last step, dense, before clipping."),
+    MetricRow("freshrank_trainer_watermark_age_seconds", "gauge", (), "Now minus the watermark learned."),
+    MetricRow("freshrank_trainer_window_rows", "gauge", _CELL, "Final labels in the metric window."),
+    MetricRow("freshrank_trainer_window_positives", "gauge", _CELL, "Positive ones among them."),
+    MetricRow("freshrank_trainer_normalized_entropy_ratio", "gauge", _CELL, "Below 1 beats knowing the mean rate."),
+    MetricRow("freshrank_trainer_auc_ratio", "gauge", _CELL, "Progressive AUC over the metric window."),
+    MetricRow("freshrank_trainer_calibration_ratio", "gauge", _CELL, "Mean score over mean label in the window."),
     MetricRow("freshrank_ranker_version", "gauge", (), "Version being served; 0 before the first."),
     MetricRow("freshrank_ranker_model_age_seconds", "gauge", (), "Now minus the watermark of the version served."),
     MetricRow(
         "freshrank_ranker_freshness_seconds",
-        "gauge",
-        ("quantile",),
-        "From an action to the first request scored by a version that had learned it, over the newest 10,000 actions.",
+        "histogram",
+        (),
+        "From an action to the first request scored by a version that had learned it.",
     ),
-    MetricRow("freshrank_ranker_freshness_events_total", "counter", (), "Actions whose freshness was measured."),
-    MetricRow("freshrank_ranker_latency_seconds", "gauge", ("quantile",), "Time to answer a rank request."),
+    MetricRow(
+        "freshrank_ranker_freshness_quantile_seconds", "gauge", ("quantile",), "The same, newest 10,000 actions."
+    ),
+    MetricRow("freshrank_ranker_latency_seconds", "histogram", (), "Time to answer a rank request."),
+    MetricRow("freshrank_ranker_delivery_failures_total", "counter", (), "Events queued and then given up."),
     MetricRow(
         "freshrank_simulator_utility_ratio",
         "gauge",
@@ -82,7 +96,7 @@ GAUGES = (
         "(served - random) / (oracle - random) of the true expected utility; window is `recent` or `lifetime`.",
     ),
 )
-"""What is not a plain count. Counts come from the dataclasses of `COUNTERS`."""
+"""What does not come from the dataclasses of `COUNTERS`."""
 
 COUNTERS: Mapping[str, str] = {
     "joiner": "stream.emission:JoinCounters",
@@ -95,7 +109,9 @@ COUNTERS: Mapping[str, str] = {
 
 
 def counter_rows(area: str) -> list[MetricRow]:
-    """Returns the counters of one area; counts by reason get the label `reason`."""
+    """Returns the counters of one area; counts by reason get the label `reason`. None for the monitor, who only reads."""
+    if area not in COUNTERS:
+        return []
     owner = _owner(area)
     texts = field_texts(owner)
     return [
@@ -109,7 +125,7 @@ def metric_table() -> list[MetricRow]:
     return [
         row
         for area in COUNTERS
-        for row in (*counter_rows(area), *(gauge for gauge in GAUGES if gauge.name.startswith(f"freshrank_{area}_")))
+        for row in (*counter_rows(area), *(row for row in OTHERS if row.name.startswith(f"freshrank_{area}_")))
     ]
 
 
@@ -154,7 +170,7 @@ class TableCollector(Collector):
     """Turns readings into Prometheus families as the table declares them."""
 
     def __init__(self, area: str, read: Read) -> None:
-        rows = [*counter_rows(area), *GAUGES]
+        rows = [*counter_rows(area), *OTHERS]
         self._rows = {row.name: row for row in rows}
         self._read = read
 
@@ -163,6 +179,9 @@ class TableCollector(Collector):
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for reading in self._read():
             row = self._rows[reading.name]
+            if isinstance(reading, Buckets):
+                yield _histogram(row, reading)
+                continue
             if row.name not in families:
                 family = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
                 families[row.name] = family(row.name, row.help, labels=row.labels)
@@ -174,11 +193,21 @@ class TableCollector(Collector):
         return []
 
 
+def _histogram(row: MetricRow, read: Buckets) -> HistogramMetricFamily:
+    names = [*(f"{bound:g}" for bound in read.bounds), "+Inf"]
+    buckets = list(zip(names, itertools.accumulate(map(float, read.counts)), strict=True))
+    return HistogramMetricFamily(row.name, row.help, buckets=buckets, sum_value=read.total)
+
+
 def _owner(area: str) -> type:
     module, _, name = COUNTERS[area].partition(":")
     return cast(type, getattr(importlib.import_module(module), name))
 
 
 def _countable(owner: type) -> dict[str, bool]:
-    """Returns the fields that count, integers and counts by reason, and whether they are by reason."""
-    return {name: hint is not int for name, hint in get_type_hints(owner).items() if hint in (int, Counter[str])}
+    """Returns the fields that count, integers and counts by reason, and whether they are by reason; no durations."""
+    return {
+        name: hint is not int
+        for name, hint in get_type_hints(owner).items()
+        if hint in (int, Counter[str]) and not name.endswith("_ms")
+    }

@@ -74,7 +74,7 @@ def create_app(run: RunConfig, clock_ms: Callable[[], int] = now_ms) -> "Litesta
                 task.cancel()
 
     routes = page_routes(run, board, world(run), f"http://{addresses(config.ranker)[0]}", clock_ms)
-    return Litestar(routes, lifespan=[scraping], openapi_config=None)
+    return Litestar(routes, lifespan=[scraping], openapi_config=None, logging_config=None)
 
 
 def world(run: RunConfig) -> "World | None":

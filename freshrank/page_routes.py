@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
-from litestar import Response, get, post
+from litestar import Request, Response, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from freshrank.board import Board
@@ -20,8 +20,9 @@ from freshrank.metrics import exposition, registry
 if TYPE_CHECKING:
     from sim.world import World
 
+AnyRequest = Request[Any, Any, Any]
 PAGE = Path(__file__).parent / "page"
-MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 NUM_USERS = 24
 """Users the page offers."""
 PROXY_TIMEOUT_S = 5.0
@@ -41,13 +42,13 @@ def page_routes(
         return asset("index.html")
 
     @get("/page/{name:str}")
-    async def page_file(name: str) -> Response[bytes]:
-        return asset(name)
+    async def page_file(request: AnyRequest) -> Response[bytes]:
+        return asset(request.path_params["name"])
 
     @get("/api/state")
-    async def state(history: bool = False) -> dict[str, Any]:
+    async def state(request: AnyRequest) -> dict[str, Any]:
         shown = board.state() | {"config_hash": config_hash}
-        return shown | ({"history": board.history()} if history else {})
+        return shown | ({"history": board.history()} if "history" in request.query_params else {})
 
     @get("/api/users")
     async def users() -> Response[Any]:
@@ -56,7 +57,8 @@ def page_routes(
         return Response({"users": list(world.users()[:NUM_USERS])})
 
     @get("/api/candidates")
-    async def candidates(user_id: str, scenario: str) -> Response[Any]:
+    async def candidates(request: AnyRequest) -> Response[Any]:
+        user_id, scenario = (request.query_params.get(name, "") for name in ("user_id", "scenario"))
         if world is None:
             return refusal(HTTPStatus.NOT_FOUND, "monitor.simulator is empty, so there is no simulated world")
         now = clock_ms()
@@ -74,14 +76,18 @@ def page_routes(
         )
 
     @post("/api/rank", status_code=HTTPStatus.OK)
-    async def rank(data: dict[str, Any]) -> Response[Any]:
-        known = ("user_id", "scenario", "candidates", "user", "context", "size")
-        return await forward(ranker, "/v1/rank", {key: data[key] for key in known if key in data}, clock_ms)
+    async def rank(request: AnyRequest) -> Response[Any]:
+        return await forward(ranker, "/v1/rank", await request.body(), clock_ms)
 
     @post("/api/feedback", status_code=HTTPStatus.OK)
-    async def feedback(data: dict[str, Any]) -> Response[Any]:
-        sent = {"ts": clock_ms()} | data
-        return await forward(ranker, "/v1/feedback", sent, lambda: int(sent["ts"]), clock_name="ts")
+    async def feedback(request: AnyRequest) -> Response[Any]:
+        # Stamped here and told to the page, which asks later whether a model has seen everything up to this time.
+        now = clock_ms()
+        try:
+            stamped = msgspec.json.encode({"ts": now} | msgspec.json.decode(await request.body(), type=dict[str, Any]))
+        except msgspec.DecodeError as error:
+            return refusal(HTTPStatus.BAD_REQUEST, f"body: {error}")
+        return await forward(ranker, "/v1/feedback", stamped, lambda: now)
 
     @get("/metrics")
     async def metrics() -> Response[bytes]:
@@ -99,19 +105,17 @@ def asset(name: str) -> Response[bytes]:
     return Response(found.read_bytes(), media_type=MEDIA_TYPES[found.suffix], headers={"Cache-Control": "no-cache"})
 
 
-async def forward(
-    ranker: httpx.AsyncClient, path: str, body: Any, clock_ms: Callable[[], int], clock_name: str = "now_ms"
-) -> Response[Any]:
+async def forward(ranker: httpx.AsyncClient, path: str, body: bytes, clock_ms: Callable[[], int]) -> Response[Any]:
     """Returns the ranker's answer with the clock of this machine added; a sentence if it does not answer."""
     try:
-        answer = await ranker.post(path, content=msgspec.json.encode(body), headers=JSON_HEADERS)
+        answer = await ranker.post(path, content=body, headers=JSON_HEADERS)
         content = msgspec.json.decode(answer.content)
     except httpx.HTTPError as error:
         return refusal(HTTPStatus.BAD_GATEWAY, f"the ranker does not answer: {type(error).__name__}")
     except msgspec.DecodeError:
         return refusal(HTTPStatus.BAD_GATEWAY, f"the ranker answered HTTP {answer.status_code} without JSON")
     if answer.is_success:
-        content[clock_name] = clock_ms()
+        content["now_ms"] = clock_ms()
     return Response(content, status_code=answer.status_code)
 
 

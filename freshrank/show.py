@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import yaml
 
-from freshrank.command import CONFIG_PATH
+from freshrank.command import CONFIG_PATH, OVERRIDE_HELP
 from freshrank.config import load_config
 
 
@@ -15,9 +15,7 @@ def config() -> None:
     """Shows or checks the configuration of a run."""
 
 
-_OVERRIDES = click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Overrides one setting."
-)
+_OVERRIDES = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=OVERRIDE_HELP)
 
 
 @config.command()

@@ -40,7 +40,8 @@ async function begin() {
 
 async function rank() {
   const mine = session;
-  const body = { ...mine.candidates, user_id: mine.user, scenario: mine.scenario, size: SIZE };
+  const { candidates, user, context } = mine.candidates;
+  const body = { user_id: mine.user, scenario: mine.scenario, candidates, user, context, size: SIZE };
   const answer = await postJson("/api/rank", body);
   if (mine !== session) return;
   const before = mine.answer;
@@ -56,7 +57,7 @@ async function act(item, action) {
     const sent = await postJson("/api/feedback", feedback);
     mine.acted.set(item, action);
     clearTimeout(mine.follow?.timer);
-    mine.follow = { since_ms: sent.ts, version: before.snapshot, order: before.items.map((i) => i.id), item, action, done: null };
+    mine.follow = { since_ms: sent.now_ms, version: before.snapshot, order: before.items.map((i) => i.id), item, action, done: null };
     tell(`${describe(action)} ${item}, seen by model version ${before.snapshot}. Waiting for the model to learn it…`);
     mine.follow.timer = setTimeout(follow, REFRESH_MS);
   } catch (error) {

@@ -1,0 +1,41 @@
+"""The topic `examples` as the trainer's source: partitions of its own choice, offsets from its own checkpoint."""
+
+from collections.abc import Collection, Mapping
+
+from model.trainer import ExampleMessage
+from stream.exceptions import LogUnavailableError
+from stream.log import EXAMPLES, KafkaConfig, Reader, TopicPartition, topic_name
+
+
+class LogExampleSource:
+    """An `ExampleSource` over a `Reader`. Takes all partitions of the topic.
+
+    Raises:
+        LogUnavailableError: the topic does not exist.
+    """
+
+    def __init__(self, reader: Reader, kafka: KafkaConfig) -> None:
+        self._reader = reader
+        self._topic = topic_name(kafka, EXAMPLES)
+        self._num_partitions = reader.num_partitions(self._topic)
+        if self._num_partitions == 0:
+            raise LogUnavailableError(f"topic {self._topic} does not exist: create it with `freshrank topics create`")
+
+    def partitions(self) -> Collection[int]:
+        """Returns all partitions of the topic."""
+        return range(self._num_partitions)
+
+    def seek(self, offsets: Mapping[int, int]) -> None:
+        """Goes on at the given offsets; elsewhere at the oldest one kept."""
+        partitions = [TopicPartition(self._topic, number) for number in self.partitions()]
+        begin = self._reader.begin_offsets(partitions)
+        self._reader.assign({at: offsets.get(at.partition, begin[at]) for at in partitions})
+
+    def poll(self, max_messages: int, timeout_ms: int) -> list[ExampleMessage]:
+        """Returns what is there, after `timeout_ms` at the latest."""
+        found = self._reader.poll(max_messages, timeout_ms)
+        return [ExampleMessage(message.partition, message.offset, message.value) for message in found]
+
+    def finished(self) -> Collection[int]:
+        """Returns nothing: a live log has no end."""
+        return ()

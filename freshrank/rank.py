@@ -1,0 +1,117 @@
+"""`freshrank rank`: the ranker, put together."""
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import click
+
+from freshrank.command import now_ms, run_options
+from freshrank.config import RunConfig
+from freshrank.exits import CommandError, ExitCode
+from freshrank.strict import ConfigError
+
+if TYPE_CHECKING:
+    from freshrank.metrics import Buckets, Reading
+    from model.store import SnapshotStore
+    from ranker.answer import Ranker
+
+_logger = logging.getLogger(__name__)
+
+
+@click.command()
+@run_options()
+def rank(run: RunConfig) -> None:
+    """Serves rankings over HTTP with the newest snapshot.
+
+    It answers whatever else is down: without Redis with the last snapshot, without any snapshot in input order.
+
+    \b
+    Example:
+      freshrank rank --config configs/demo.yaml
+      curl localhost:8620/v1/health
+    """  # noqa: D301 - click wants the character
+    import torch
+
+    from freshrank.metrics import exposition, registry
+    from model.store_redis import RedisSnapshotStore
+    from ranker.exceptions import PortTakenError
+    from ranker.server import HttpServer
+    from ranker.service import create_app
+    from ranker.watcher import SnapshotWatcher
+
+    torch.set_num_threads(1)  # one request is too small to be worth splitting, and the cores have other work
+    store = RedisSnapshotStore(run.redis.url, run.trainer.model, run.store)
+    ranker = build_ranker(run, store)
+    watcher = SnapshotWatcher(store, ranker.follower, run.ranker.watcher, ranker.stats)
+    own = registry("ranker", lambda: readings(ranker))
+    app = create_app(
+        ranker,
+        watcher,
+        run.ranker.limits,
+        metrics_text=lambda: exposition(own)[0],
+        version=version("freshrank"),
+    )
+    try:
+        server = HttpServer(app, run.ranker.server)
+    except PortTakenError as error:
+        raise CommandError(ExitCode.PORT_TAKEN, f"{error}; free it or change ranker.server.port") from error
+    _logger.info("Ranking is served. url=http://%s:%s/", server.host, server.port)
+    server.run()
+    store.close()
+    _logger.info("Stopped after the last answer. requests=%s", ranker.stats.requests)
+
+
+def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
+    """Returns a ranker with a Kafka log and Redis sequences. Nothing is connected yet."""
+    from ranker.answer import Ranker
+    from ranker.event_log import EventLog
+    from ranker.follow import SnapshotFollower
+    from ranker.freshness import FreshnessRecorder
+    from ranker.request import RequestDecoder
+    from ranker.sequences import RedisSequenceReader
+    from ranker.stats import RankerStats
+    from stream.kafka_producer import KafkaProducer
+    from utility_blender.blend import Blender
+
+    stats, freshness = RankerStats(), FreshnessRecorder()
+    try:
+        blender = Blender(list(run.schema.tasks), run.schema.scenarios, run.blender)
+    except ValueError as error:
+        raise ConfigError(f"blender.{error}") from error
+    return Ranker(
+        decoder=RequestDecoder(run.schema, run.ranker.limits, stats),
+        sequences=RedisSequenceReader(run.redis.url, run.ranker.sequence, stats, now_ms),
+        follower=SnapshotFollower(store, run.schema, stats, freshness),
+        blender=blender,
+        log=EventLog(KafkaProducer(run.kafka), run.kafka, stats),
+        stats=stats,
+        freshness=freshness,
+        now_ms=now_ms,
+        elapsed_s=time.perf_counter,
+        new_request_id=lambda: uuid.uuid4().hex,
+    )
+
+
+def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
+    """Yields the ranker's metrics."""
+    from freshrank.metrics import Buckets, Reading, read_counters
+
+    yield from read_counters("ranker", ranker.stats)
+    yield Reading("freshrank_ranker_delivery_failures_total", ranker.log.num_failed)
+    model = ranker.model()
+    yield Reading("freshrank_ranker_version", model.version)
+    if model.model_age_ms is not None:
+        yield Reading("freshrank_ranker_model_age_seconds", model.model_age_ms / 1_000)
+    if model.freshness.p50_ms is not None and model.freshness.p99_ms is not None:
+        yield Reading("freshrank_ranker_freshness_quantile_seconds", model.freshness.p50_ms / 1_000, ("0.5",))
+        yield Reading("freshrank_ranker_freshness_quantile_seconds", model.freshness.p99_ms / 1_000, ("0.99",))
+    for name, histogram in (
+        ("freshrank_ranker_freshness_seconds", ranker.freshness.histogram),
+        ("freshrank_ranker_latency_seconds", ranker.stats.latency_ms),
+    ):
+        bounds_s = tuple(bound / 1_000 for bound in histogram.bounds)
+        yield Buckets(name, bounds_s, tuple(histogram.counts), histogram.total / 1_000)

@@ -1,0 +1,144 @@
+"""`freshrank train`: the trainer on Kafka and Redis."""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from freshrank.command import now_ms, run_options, stop_signal
+from freshrank.config import RunConfig, addresses
+from freshrank.exits import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from freshrank.metrics import Reading
+    from model.trainer import ExampleMessage, Trainer
+    from stream.log import KafkaConfig, Producer
+
+_logger = logging.getLogger(__name__)
+FLUSH_TIMEOUT_MS = 5_000
+
+
+@click.command()
+@run_options()
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the arithmetic.")
+def train(run: RunConfig, threads: int) -> None:
+    """Learns from examples and publishes snapshots.
+
+    Goes on where its newest checkpoint says; SIGTERM finishes the batch, writes a checkpoint and exits 0.
+
+    \b
+    Example:
+      freshrank train --config configs/demo.yaml
+    """  # noqa: D301 - click wants the character
+    import torch
+
+    from freshrank.example_source import LogExampleSource
+    from freshrank.metrics import serve_metrics
+    from model.store_redis import RedisSnapshotStore
+    from model.trainer import Trainer, TrainerParts
+    from stream.kafka_log import KafkaReader
+    from stream.kafka_producer import KafkaProducer
+
+    should_stop = stop_signal()
+    torch.set_num_threads(threads)
+    folder = writable(run.checkpoint.folder)
+    reader, dead_letters = KafkaReader(run.kafka), KafkaProducer(run.kafka)
+    store = RedisSnapshotStore(run.redis.url, run.trainer.model, run.store)
+    run_id = uuid.uuid4().hex
+    try:
+        trainer = Trainer(
+            run.schema,
+            run.trainer,
+            run.model,
+            now_ms=now_ms,
+            parts=TrainerParts(
+                source=LogExampleSource(reader, run.kafka),
+                store=store,
+                checkpoint_dir=folder,
+                dead_letter=set_aside(dead_letters, run.kafka),
+            ),
+            config_hash=run.config_hash(),
+            run_id=run_id,
+        )
+        serve_metrics("trainer", addresses(run.monitor.trainer)[0], lambda: readings(trainer))
+        _logger.info("Training. model=%s run_id=%s checkpoints=%s", run.trainer.model, run_id, folder)
+        trainer.run(should_stop)
+        saved = is_saved(trainer)
+        _logger.info("Stopped after the last step. rows=%s steps=%s", trainer.stats.rows, trainer.stats.batches)
+    finally:
+        dead_letters.flush(FLUSH_TIMEOUT_MS)
+        reader.close()
+        store.close()
+    if not saved:
+        raise CommandError(ExitCode.DISK, f"The last checkpoint could not be written into {folder}; the log says why")
+
+
+def is_saved(trainer: "Trainer") -> bool:
+    """Tells whether everything learned is in a checkpoint; tries once more if the last attempt failed."""
+    before = trainer.stats.checkpoint_failures
+    trainer.checkpoint()  # does nothing if the last one was written
+    return trainer.stats.checkpoint_failures == before
+
+
+def writable(folder: Path) -> Path:
+    """Returns the folder, made if it was not there.
+
+    Raises:
+        CommandError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(ExitCode.DISK, f"checkpoint.folder: {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def set_aside(producer: "Producer", kafka: "KafkaConfig") -> "Callable[[ExampleMessage, str], None]":
+    """Returns what sends an undecodable message to the topic `dead-letter`."""
+    from stream.dead_letter import dead_letter
+    from stream.log import DEAD_LETTER, EXAMPLES, Message, topic_name
+
+    def send(message: "ExampleMessage", error: str) -> None:
+        source = Message(topic_name(kafka, EXAMPLES), message.partition, message.offset, None, message.value)
+        letter = dead_letter(source, ValueError(error))
+        producer.produce(topic_name(kafka, DEAD_LETTER), letter.key, letter.value, letter.headers)
+        producer.poll()
+
+    return send
+
+
+def readings(trainer: "Trainer") -> "Iterator[Reading]":
+    """Yields the trainer's metrics."""
+    from freshrank.metrics import Reading, read_counters
+
+    stats, publish = trainer.stats, trainer.stats.publish
+    yield from read_counters("trainer", stats)
+    yield Reading("freshrank_trainer_snapshots_total", publish.fulls, ("full",))
+    yield Reading("freshrank_trainer_snapshots_total", publish.deltas, ("delta",))
+    for reason in ("rejected", "refused", "unavailable"):
+        yield Reading("freshrank_trainer_publish_failures_total", getattr(publish, reason), (reason,))
+    yield Reading("freshrank_trainer_version", publish.version)
+    yield Reading("freshrank_trainer_epoch", publish.epoch)
+    yield Reading("freshrank_trainer_payload_bytes", publish.payload_bytes)
+    yield Reading("freshrank_trainer_publish_seconds", publish.last_ms / 1_000)
+    yield Reading("freshrank_trainer_checkpoint_seconds", stats.checkpoint_ms / 1_000)
+    yield Reading("freshrank_trainer_loss", stats.loss)
+    yield Reading("freshrank_trainer_grad_norm", stats.grad_norm)
+    if stats.watermark_ms:
+        yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - stats.watermark_ms) / 1_000)
+    names = {
+        "n": "window_rows",
+        "positives": "window_positives",
+        "ne": "normalized_entropy_ratio",
+        "auc": "auc_ratio",
+        "calibration": "calibration_ratio",
+    }
+    for task, by_scenario in trainer.metrics.report("window").items():
+        for scenario, figures in by_scenario.items():
+            for figure, name in names.items():
+                value = figures[figure]
+                if value is not None:
+                    yield Reading(f"freshrank_trainer_{name}", value, (task, scenario))

@@ -1,0 +1,152 @@
+"""A whole run's file: YAML, environment, overrides, hash, and sections that contradict each other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from freshrank.config import ENVIRONMENT, RunConfig, contradictions, load_config, parse_yaml
+from freshrank.strict import ConfigError
+
+REPO_ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((REPO_ROOT / "configs").glob("*.yaml"))
+SMALL = """
+scenarios: [home]
+tasks:
+  click: {action: click, window_ms: 1000}
+join: {grace_ms: 300}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configuration_is_right(path: Path) -> None:
+    load_config(path).check()
+
+
+def test_production_does_not_explore_and_the_demo_does() -> None:
+    assert load_config(REPO_ROOT / "configs" / "production.yaml").blender.explore.share == 0.0
+    assert load_config(REPO_ROOT / "configs" / "demo.yaml").blender.explore.share > 0.0
+
+
+def test_override_goes_over_environment_and_environment_over_file(small: Path) -> None:
+    environ = {"FRESHRANK_KAFKA": "there:1", "FRESHRANK_REDIS": "redis://there:2/0"}
+    run = load_config(small, ["join.grace_ms=70", "kafka.bootstrap_servers=here:3", "redis={}"], environ)
+    assert run.join.grace_ms == 70
+    assert run.kafka.bootstrap_servers == "here:3"
+    assert run.redis.url == "redis://localhost:6379/0"
+    assert load_config(small, (), environ).redis.url == "redis://there:2/0"
+
+
+def test_every_environment_variable_fills_its_setting(small: Path) -> None:
+    for setting in ENVIRONMENT:
+        value = "redis://secret" if setting.setting[0] == "redis" else "secret"
+        found: object = load_config(small, (), {setting.variable: value}).section(setting.setting[0])
+        for name in setting.setting[1:]:
+            found = found[name] if isinstance(found, dict) else getattr(found, name)
+        assert found == value
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("joins: {}", "joins is not a setting; did you mean join?"),
+        ("banana: {}", "banana is not a setting; allowed: scenarios, tasks, features, unknown_scenario, kafka, redis,"),
+        ("[1, 2]", "[1, 2] is not a mapping of sections"),
+        ("join: {grace_ms: 1", "line 1, column 19: not YAML: expected ',' or '}', but got '<stream end>'"),
+        ("join: {}\njoin: {}", "line 2: join is given twice"),
+        ("join:\n  grace_ms: 1\n  grace_ms: 2", "line 3: grace_ms is given twice"),
+    ],
+)
+def test_mistake_in_the_file_is_one_line(text: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(parse_yaml(text))
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("join.grace_ms", "--set join.grace_ms: must be SECTION.KEY=VALUE"),
+        ("=1", "--set =1: must be SECTION.KEY=VALUE"),
+        ("join.grace_ms.x=1", "join.grace_ms.x: grace_ms has no settings of its own"),
+    ],
+)
+def test_malformed_override_is_named(small: Path, override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{sentence}$"):
+        load_config(small, [override])
+
+
+def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file or directory$"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"bytes\.yaml: is not UTF-8 text$"):
+        load_config(tmp_path / "bytes.yaml")
+
+
+def test_numbers_in_scientific_notation_are_numbers() -> None:
+    assert parse_yaml("a: 1e-3\nb: -2E4\nc: 1e\nd: 1.5e-3") == {"a": 0.001, "b": -20_000.0, "c": "1e", "d": 0.0015}
+
+
+def test_hash_is_over_what_is_learned_and_not_over_where(small: Path) -> None:
+    plain = load_config(small).config_hash()
+    assert (
+        load_config(small, ["kafka.bootstrap_servers=x:1", "redis.url=redis://x", "monitor.port=1"]).config_hash()
+        == plain
+    )
+    assert load_config(small, ["join.grace_ms=301"]).config_hash() != plain
+
+
+def test_resolved_form_masks_passwords_and_can_be_read_again(tmp_path: Path) -> None:
+    import yaml
+
+    environ = {"FRESHRANK_REDIS": "redis://me:hush@there:6379/0", "FRESHRANK_KAFKA_PASSWORD": "hush"}
+    run = load_config(REPO_ROOT / "configs" / "demo.yaml", (), environ)
+    text = yaml.safe_dump(run.resolved())
+    assert "hush" not in text
+    assert "redis://me:***@there:6379/0" in text
+    RunConfig(parse_yaml(text)).check()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "blender.weights.shop={click: 1}",
+            "blender.weights.shop: no such scenario; allowed: default, home, search, deals",
+        ),
+        ("blender.weights.home.buy=1", "blender.weights.home.buy: no such task; allowed: click, order, hide"),
+        ("blender.scale.buy=1", "blender.scale.buy: no such task; allowed: click, order, hide"),
+        ("join.idle_ms=1", "join.idle_ms: 1 is not allowed; at least join.commit_interval_ms"),
+        ("monitor.trainer=127.0.0.1:8611", "monitor.trainer: 127.0.0.1:8611 is taken by monitor.joiner"),
+        ("sim.scenarios={home: {}}", "sim.scenarios: home is not what the run lists: home, search, deals"),
+    ],
+)
+def test_sections_that_contradict_each_other_are_told(override: str, sentence: str) -> None:
+    problems = list(contradictions(load_config(REPO_ROOT / "configs" / "demo.yaml", [override])))
+    assert len(problems) == 1
+    assert problems[0].startswith(sentence)
+
+
+def test_joiner_and_help_do_not_import_torch() -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from freshrank.cli import main\n"
+        "from freshrank.config import load_config\n"
+        "import freshrank.join\n"
+        "run = load_config(Path('configs/demo.yaml'))\n"
+        "run.schema, run.join, run.kafka, run.monitor\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPO_ROOT, capture_output=True, text=True, check=True)
+    assert "torch" not in done.stdout.split()
