@@ -15,8 +15,9 @@ only. Experts are stored and computed per group (one SEI, one CGC), so that thei
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -79,62 +80,76 @@ class HiNetConfig:
         )
 
 
-class _Seeded(nn.Module):
-    """A module whose parameters are drawn by `initialise`: uniform within 1/sqrt(fan_in), zero where fan_in is 0."""
+class Drawn(nn.Module):
+    """A module that draws its own parameters, each from a generator of its own."""
 
-    fan_in: dict[str, int]
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Sets the parameters; `generator_of(name)` is the parameter's generator."""
+        raise NotImplementedError
 
 
 def initialise(net: nn.Module, seed: int) -> None:
     """Draws every parameter from a generator seeded by `seed` and its name, so that no module shifts another's draw."""
     for prefix, module in net.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            assert isinstance(module, _Seeded)
-            fan_in = module.fan_in[name]
-            generator = named_generator(seed, f"{prefix}.{name}")
+        if isinstance(module, Drawn):
             with torch.no_grad():
-                if fan_in:
-                    bound = 1.0 / math.sqrt(fan_in)
-                    parameter.uniform_(-bound, bound, generator=generator)
-                else:
-                    parameter.zero_()
+                module.draw(partial(_parameter_generator, seed, prefix))
 
 
-class ExpertBank(_Seeded):
-    """E two-layer experts on the same input, as two batched products: input x -> [E, B, d]."""
+def _parameter_generator(seed: int, prefix: str, name: str) -> torch.Generator:
+    return named_generator(seed, f"{prefix}.{name}")
 
-    def __init__(self, num_experts: int, width: int, hidden: int, out: int) -> None:
+
+def _uniform(parameter: Tensor, fan_in: int, generator: torch.Generator) -> None:
+    """Draws as `nn.Linear` does: within 1/sqrt(fan_in). A 3-D tensor is a stack of layers, not one wide layer."""
+    bound = 1.0 / math.sqrt(fan_in)
+    parameter.uniform_(-bound, bound, generator=generator)
+
+
+class GatedExperts(Drawn):
+    """E two-layer experts and G gate logits on the same input.
+
+    The first layers of all experts and the gates are one product: rows `[e h, (e + 1) h)` of `in_weight` are W1_e, its
+    last G rows are the gates. Second layers are one batched product.
+    """
+
+    def __init__(self, width: int, *, num_experts: int, num_gates: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.hidden_weight = nn.Parameter(torch.empty(num_experts * hidden, width))
-        self.hidden_bias = nn.Parameter(torch.empty(num_experts * hidden))
+        self._split = [num_experts * hidden, num_gates]
+        self.in_weight = nn.Parameter(torch.empty(sum(self._split), width))
+        self.in_bias = nn.Parameter(torch.empty(sum(self._split)))
         self.out_weight = nn.Parameter(torch.empty(num_experts, hidden, out))
         self.out_bias = nn.Parameter(torch.empty(num_experts, 1, out))
-        self.fan_in = {"hidden_weight": width, "hidden_bias": width, "out_weight": hidden, "out_bias": hidden}
 
-    def forward(self, x: RowInputs) -> Tensor:
-        """Returns every expert's output, [E, B, d]."""
-        hidden_BEh = F.relu(x.linear(self.hidden_weight, self.hidden_bias)).view(-1, *self.out_weight.shape[:2])
-        return F.relu(torch.baddbmm(self.out_bias, hidden_BEh.transpose(0, 1), self.out_weight))
+    def forward(self, x: RowInputs) -> tuple[Tensor, Tensor]:
+        """Returns every expert's output, [E, B, d], and the gate logits, [B, G]."""
+        hidden_BN, gate_BG = torch.split(x.linear(self.in_weight, self.in_bias), self._split, dim=1)
+        hidden_BEh = F.relu(hidden_BN).view(len(gate_BG), *self.out_weight.shape[:2])
+        return F.relu(torch.baddbmm(self.out_bias, hidden_BEh.transpose(0, 1), self.out_weight)), gate_BG
+
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Draws layers as `nn.Linear` does; gate biases are zero."""
+        width, hidden = self.in_weight.shape[1], self.out_weight.shape[1]
+        for name, fan_in in (("in_weight", width), ("in_bias", width), ("out_weight", hidden), ("out_bias", hidden)):
+            _uniform(getattr(self, name), fan_in, generator_of(name))
+        self.in_bias[self._split[0] :] = 0.0
 
 
-class SubExpertIntegration(_Seeded):
+class SubExpertIntegration(nn.Module):
     """One SEI: K sub-experts mixed by a softmax gate on the same input, x -> [B, d]."""
 
     def __init__(self, num_experts: int, width: int, hidden: int, out: int) -> None:
         super().__init__()
-        self.experts = ExpertBank(num_experts, width, hidden, out)
-        self.gate_weight = nn.Parameter(torch.empty(num_experts, width))
-        self.gate_bias = nn.Parameter(torch.empty(num_experts))
-        self.fan_in = {"gate_weight": width, "gate_bias": 0}
+        self.experts = GatedExperts(width, num_experts=num_experts, num_gates=num_experts, hidden=hidden, out=out)
 
     def forward(self, x: RowInputs) -> Tensor:
         """Returns the mixed features, [B, d]."""
-        gate_KB = x.linear(self.gate_weight, self.gate_bias).softmax(dim=1).t()
-        mixed_Bd: Tensor = (gate_KB[:, :, None] * self.experts(x)).sum(dim=0)
+        experts_KBd, gate_BK = self.experts(x)
+        mixed_Bd: Tensor = (gate_BK.softmax(dim=1).t()[:, :, None] * experts_KBd).sum(dim=0)
         return mixed_Bd
 
 
-class ScenarioAttention(_Seeded):
+class ScenarioAttention(Drawn):
     """SAN's weights of the other scenarios, by the row's scenario only.
 
     n_im = rho_im exp(z_im),   a_im = r_i n_im / sum_m n_im (0 where the sum is 0),   r_i = max_m rho_im
@@ -149,7 +164,6 @@ class ScenarioAttention(_Seeded):
         self.embedding = nn.Parameter(torch.empty(num_scenarios, width))
         self.weight = nn.Parameter(torch.empty(num_scenarios, width))
         self.bias = nn.Parameter(torch.empty(num_scenarios))
-        self.fan_in = {"embedding": 1, "weight": width, "bias": 0}
         self.register_buffer("rho_MM", 1.0 - torch.eye(num_scenarios))
 
     def forward(self) -> Tensor:
@@ -161,8 +175,14 @@ class ScenarioAttention(_Seeded):
         sum_M1 = n_MM.sum(dim=1, keepdim=True)
         return self.rho_MM.amax(dim=1, keepdim=True) * n_MM / torch.where(sum_M1 > 0, sum_M1, 1.0)
 
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Draws embedding and weights; the gate's bias is zero."""
+        _uniform(self.embedding, 1, generator_of("embedding"))
+        _uniform(self.weight, self.weight.shape[1], generator_of("weight"))
+        self.bias.zero_()
 
-class CustomizedGateControl(_Seeded):
+
+class CustomizedGateControl(nn.Module):
     """One scenario's CGC: each task mixes its own and the shared experts by a gate on C_i, [B, C] -> [T, B, d]."""
 
     expert_index_Tn: Tensor
@@ -171,10 +191,13 @@ class CustomizedGateControl(_Seeded):
         super().__init__()
         own, shared = config.num_task_experts, config.num_shared_task_experts
         self._num_seen = own + shared
-        self.experts = ExpertBank(num_tasks * own + shared, width, config.task_hidden, config.task_width)
-        self.gate_weight = nn.Parameter(torch.empty(num_tasks * self._num_seen, width))
-        self.gate_bias = nn.Parameter(torch.empty(num_tasks * self._num_seen))
-        self.fan_in = {"gate_weight": width, "gate_bias": 0}
+        self.experts = GatedExperts(
+            width,
+            num_experts=num_tasks * own + shared,
+            num_gates=num_tasks * self._num_seen,
+            hidden=config.task_hidden,
+            out=config.task_width,
+        )
         own_index_Tn = torch.arange(num_tasks * own).view(num_tasks, own)
         shared_index_n = num_tasks * own + torch.arange(shared)
         index_Tn = torch.cat([own_index_Tn, shared_index_n.expand(num_tasks, shared)], dim=1)
@@ -182,36 +205,37 @@ class CustomizedGateControl(_Seeded):
 
     def forward(self, c_BC: Tensor) -> Tensor:
         """Returns each task's mixed features, [T, B, d]."""
-        num_rows = len(c_BC)
-        experts_EBd = self.experts(RowInputs(c_BC))
-        gate_BTn = F.linear(c_BC, self.gate_weight, self.gate_bias).view(num_rows, -1, self._num_seen).softmax(dim=2)
+        experts_EBd, gate_BG = self.experts(RowInputs(c_BC))
+        gate_BTn = gate_BG.view(len(c_BC), -1, self._num_seen).softmax(dim=2)
         seen_EBd = experts_EBd.index_select(0, self.expert_index_Tn.flatten())
         seen_TnBd = seen_EBd.view(-1, self._num_seen, *experts_EBd.shape[1:])
         mixed_TBd: Tensor = (gate_BTn.permute(1, 2, 0)[..., None] * seen_TnBd).sum(dim=1)
         return mixed_TBd
 
 
-class Towers(_Seeded):
+class Towers(Drawn):
     """One scenario's T towers, [T, B, d] -> logits [B, T]; ReLU between layers, the last one linear of width 1."""
 
     def __init__(self, num_tasks: int, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
         widths = [width, *hidden, 1]
-        self.fan_in = {}
-        self._num_layers = len(widths) - 1
-        for layer, (fan_in, out) in enumerate(zip(widths, widths[1:], strict=False)):
-            self.register_parameter(f"weight{layer}", nn.Parameter(torch.empty(num_tasks, fan_in, out)))
-            self.register_parameter(f"bias{layer}", nn.Parameter(torch.empty(num_tasks, 1, out)))
-            self.fan_in |= {f"weight{layer}": fan_in, f"bias{layer}": fan_in}
+        shapes = [(num_tasks, fan_in, out) for fan_in, out in zip(widths, widths[1:], strict=False)]
+        self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
+        self.biases = nn.ParameterList(torch.empty(num_tasks, 1, out) for _, _, out in shapes)
 
     def forward(self, features_TBd: Tensor) -> Tensor:
         """Returns the logits, [B, T]."""
-        for layer in range(self._num_layers):
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
                 features_TBd = F.relu(features_TBd)
-            weight, bias = self.get_parameter(f"weight{layer}"), self.get_parameter(f"bias{layer}")
             features_TBd = torch.baddbmm(bias, features_TBd, weight)
         return features_TBd.squeeze(2).t()
+
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Draws layers as `nn.Linear` does."""
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            _uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
+            _uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
 
 
 class HiNet(nn.Module):
