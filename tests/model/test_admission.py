@@ -1,0 +1,49 @@
+"""Counts towards admission: never too low, bounded, fading."""
+
+import numpy as np
+import pytest
+
+from model.admission import AdmissionConfig, AdmissionCounts
+
+
+def keys(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def test_counts_add_up_and_asking_changes_nothing() -> None:
+    counts = AdmissionCounts(AdmissionConfig(counter_bits=16))
+    counts.add(keys(11, -22), keys(2, 1))
+    for _ in range(2):
+        assert counts.with_added(keys(11, -22, 33), keys(1, 1, 1)).tolist() == [3, 2, 1]
+
+
+def test_a_count_is_never_too_low_and_seldom_too_high() -> None:
+    rng, counts = np.random.default_rng(0), AdmissionCounts(AdmissionConfig(counter_bits=14))
+    ids, true = rng.integers(-(2**63), 2**63 - 1, 1_000), np.zeros(1_000, np.int64)
+    for _ in range(10):
+        seen = rng.choice(1_000, 200, replace=False)
+        counts.add(ids[seen], np.ones(200, np.int64))
+        true[seen] += 1
+    found = counts.with_added(ids, np.zeros(1_000, np.int64))
+    assert (found >= true).all() and (found > true).mean() < 0.05
+
+
+def test_counts_stop_at_255_and_fade() -> None:
+    counts = AdmissionCounts(AdmissionConfig(counter_bits=8))
+    counts.add(keys(5), keys(200))
+    counts.add(keys(5), keys(56))  # 256 counts for 256 counters: halved
+    assert counts.with_added(keys(5), keys(0)).tolist() == [127]
+
+
+def test_state_goes_on_where_it_was() -> None:
+    first, second = (AdmissionCounts(AdmissionConfig(counter_bits=8)) for _ in range(2))
+    first.add(keys(5, 6), keys(200, 50))
+    second.load_state(first.state())
+    for counts in (first, second):
+        counts.add(keys(5), keys(6))
+    assert first.with_added(keys(5, 6), keys(0, 0)).tolist() == second.with_added(keys(5, 6), keys(0, 0)).tolist()
+
+
+def test_a_bad_number_of_counters_is_refused() -> None:
+    with pytest.raises(ValueError, match="counter_bits: 7 is not allowed; 8 to 30"):
+        AdmissionConfig(counter_bits=7)
