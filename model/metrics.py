@@ -2,8 +2,9 @@
 
 NE = mean cross-entropy / entropy of the base rate (He et al., ADKDD 2014): below 1 beats predicting the base rate.
 Calibration = sum of scores / positives. AUC comes from a histogram of logits, `NUM_BINS` bins over +-`LOGIT_RANGE`:
-pairs that share a bin count one half, so it is off by at most half the share of (positive, negative) pairs in one bin,
-and in practice by far less, because inside so narrow a bin the order is close to chance.
+pairs that share a bin count one half, so it is off by at most half the share of (positive, negative) pairs in one bin.
+In practice by far less, because inside so narrow a bin the order is close to chance: below 5e-5 when logits have a
+standard deviation of 2, below 1e-3 when it is 0.05 (`tests/model/test_metrics.py`).
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ checkpoint and nowhere else, so every example is trained exactly once.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 

