@@ -117,7 +117,7 @@ def translate(config: KafkaConfig, error: KafkaException, doing: str) -> StreamE
     """Returns the error of ours that says what a librdkafka error means for the caller."""
     reason = error.args[0]
     # A consumer's fatal error keeps the broker's code only in its text.
-    if reason.code() in _FENCED_CODES or (reason.fatal() and "fenced" in reason.str()):
+    if reason.code() in _FENCED_CODES or "fenced" in reason.str():
         return FencedError(f"another process has taken over while {doing} ({reason.name()}): stopping without commit")
     return unavailable(config, error, doing)
 

@@ -12,7 +12,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
 
 from stream.exceptions import CopartitionError, LogUnavailableError
 from stream.kafka_client import RepeatFilter, refuse_security
-from stream.log import DEAD_LETTER, FEEDBACK, IMPRESSIONS, TOPICS, KafkaConfig, TopicPartition, topic_name
+from stream.log import FEEDBACK, IMPRESSIONS, TOPICS, KafkaConfig, TopicPartition, topic_name
 from stream.offsets import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def create_topics(config: KafkaConfig) -> list[str]:
             except TopicAlreadyExistsError:
                 continue  # another process was faster
             created.append(name)
-        check_partitions(config, _describe(admin, config))
+        check_partitions(_describe(admin, config))
     for name in created:
         _LOG.info("created a topic. topic=%s partitions=%d", name, config.num_partitions)
     return created
@@ -75,14 +75,13 @@ def describe_topics(config: KafkaConfig) -> list[TopicInfo]:
         return _describe(admin, config)
 
 
-def check_partitions(config: KafkaConfig, infos: Sequence[TopicInfo]) -> None:
-    """Checks that all that belongs to one user is in partitions of one number.
+def check_partitions(infos: Sequence[TopicInfo]) -> None:
+    """Checks that what belongs to one user has the same partition number in every topic.
 
     Raises:
         CopartitionError: topics that exist differ in their number of partitions.
     """
-    loose = topic_name(config, DEAD_LETTER)
-    counts = {info.name: info.num_partitions for info in infos if info.num_partitions and info.name != loose}
+    counts = {info.name: info.num_partitions for info in infos if info.num_partitions}
     if len(set(counts.values())) > 1:
         described = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise CopartitionError(f"topics must have the same number of partitions, but have: {described}")
