@@ -90,8 +90,8 @@ class InputLayout:
         sizes += [batch.item_keys_FB.size, sum(len(lists.keys_N) for lists in batch.item_lists)]
         request, request_list, item, item_list = torch.split(index_N, sizes)
         request_index_B = torch.from_numpy(batch.request_index_B)
-        request_parts = [_single(source_UW, request, num_requests)]
-        item_parts = [_single(source_UW, item, num_rows)]
+        request_parts = [F.embedding(request.view(batch.request_keys_FR.shape).t(), source_UW)]
+        item_parts = [F.embedding(item.view(batch.item_keys_FB.shape).t(), source_UW)]
         if batch.request_lists:
             request_parts.append(_pooled(source_UW, request_list, batch.request_lists, num_requests))
         if batch.item_lists:
@@ -105,13 +105,9 @@ class InputLayout:
         )
 
 
-def _single(source_UW: Tensor, index: Tensor, num_entries: int) -> Tensor:
-    return F.embedding(index.view(-1, num_entries).t(), source_UW) if num_entries else source_UW.new_empty(0, 0, 0)
-
-
 def _pooled(source_UW: Tensor, index: Tensor, lists: Sequence[KeyLists], num_entries: int) -> Tensor:
     """Returns the mean of each entry's values, [num_entries, fields, W]; a value that stands twice counts twice."""
     starts = np.cumsum([0] + [len(one.keys_N) for one in lists])
     offsets = np.concatenate([one.offsets[:-1] + start for one, start in zip(lists, starts, strict=False)])
     bags = F.embedding_bag(index, source_UW, torch.from_numpy(offsets), mode="mean")
-    return bags.view(len(lists), num_entries, -1).transpose(0, 1)
+    return bags.view(len(lists), num_entries, source_UW.shape[1]).transpose(0, 1)

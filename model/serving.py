@@ -106,6 +106,16 @@ class ServingModel:
         weight[torch.from_numpy(rows_N)] = rows["rows.weights"]
         return ids, weight
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns what this model is made of, as a full export: equal models have equal rows by key."""
+        keys, rows = self._ids.items()
+        return {f"dense.{name}": tensor for name, tensor in self._net.state_dict().items()} | {
+            "rows.keys": torch.from_numpy(keys),
+            "rows.weights": self._weight[torch.from_numpy(rows)],
+            "rows.evicted": torch.empty(0, dtype=torch.int64),
+            "rows.reserved": self._weight[: self._layout.num_reserved],
+        }
+
     def encode(self, columns: RowColumns) -> EncodedBatch:
         """Returns the columns as keys."""
         return self.encoder.encode_columns(columns)

@@ -1,0 +1,165 @@
+"""Encoding: keys, missing values, buckets, histories, and the shapes a batch can take."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from model.features import EncodedBatch, EncodingConfig, FeatureEncoder, RowColumns, SequenceColumns
+from model.hashing import MISSING_KEY, REMOVED_KEY, ValueKeys, value_key
+from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig, TaskConfig
+from tests.model.worlds import SCHEMA, columns
+
+
+def encoder(**changes: object) -> FeatureEncoder:
+    return FeatureEncoder(SCHEMA, EncodingConfig(**changes))
+
+
+def one_row(**changes: object) -> RowColumns:
+    given = {"scenario": ["home"], "user_id": ["u1"], "item_id": ["i1"], "request_index_B": np.array([0])}
+    return RowColumns(**given | changes)
+
+
+def price_key(value: float | None) -> int:
+    return int(encoder().encode_columns(one_row(item={"price": [value]})).item_keys_FB[2, 0])
+
+
+def same(a: EncodedBatch, b: EncodedBatch) -> bool:
+    arrays = [[x.scenario_B, x.position_B, x.request_keys_FR[:, x.request_index_B], x.item_keys_FB] for x in (a, b)]
+    lists = [[one.take(x.request_index_B) for one in x.request_lists] + list(x.item_lists) for x in (a, b)]
+    return all(np.array_equal(p, q) for p, q in zip(*arrays, strict=True)) and all(
+        np.array_equal(p.keys_N, q.keys_N) and np.array_equal(p.offsets, q.offsets) for p, q in zip(*lists, strict=True)
+    )
+
+
+def test_keys_are_the_same_in_another_process() -> None:
+    code = "from model.hashing import value_key; print(value_key('city', 'lyon'), value_key('home', 'lyon'))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(value_key("city", "lyon")), str(value_key("home", "lyon"))]
+    assert value_key("city", "lyon") == 7_248_995_076_693_340_405
+
+
+def test_many_keys_are_distinct_and_not_reserved() -> None:
+    keys = np.fromiter((value_key("item_id", str(n)) for n in range(200_000)), np.int64)
+    assert len(np.unique(keys)) == 200_000 and not np.isin(keys, [MISSING_KEY, REMOVED_KEY]).any()
+
+
+def test_the_cache_of_keys_stays_bounded_and_right() -> None:
+    cache = ValueKeys("f", max_values=10)
+    expected = [value_key("f", str(n)) for n in range(100)]
+    assert cache.of([str(n) for n in range(100)]).tolist() == expected and len(cache) <= 10
+    assert cache.of([None, "3", 3]).tolist() == [MISSING_KEY, expected[3], expected[3]]
+
+
+def test_fields_in_order() -> None:
+    assert [one.name for one in encoder().fields] == [
+        *("user_id", "user.city", "context.device"),
+        *("user.interests", "history_item", "history_action"),
+        *("item_id", "item.category", "item.price"),
+        *("item.tags",),
+    ]
+    bare = encoder(user_id=False, item_id=False, history_length=0, scenario=True)
+    assert {"user_id", "item_id", "history_item"}.isdisjoint(one.name for one in bare.fields)
+    assert "scenario" in [one.name for one in bare.fields]
+
+
+def test_history_shares_the_items_keys_and_is_cut_to_its_newest() -> None:
+    sequence = SequenceColumns(item_id=[["i1", "i2", "i3"]], action=[["click", "hide", "click"]])
+    batch = encoder(history_length=2).encode_columns(one_row(sequence=sequence))
+    assert batch.request_lists[1].keys_N.tolist() == [value_key("item_id", "i1"), value_key("item_id", "i2")]
+    assert batch.request_lists[1].keys_N[0] == batch.item_keys_FB[0, 0]
+    assert batch.request_lists[2].keys_N.tolist() == [value_key("history_action", a) for a in ("click", "hide")]
+
+
+def test_missing_columns_nulls_nans_and_empty_lists_are_missing() -> None:
+    item = {"category": [None], "price": [None], "tags": [[]]}
+    for batch in (
+        encoder().encode_columns(one_row()),
+        encoder().encode_columns(
+            one_row(item=item, user={"interests": [None]}, sequence=SequenceColumns(item_id=[[]], action=[[]]))
+        ),
+    ):
+        assert batch.item_keys_FB[1:].tolist() == [[MISSING_KEY], [MISSING_KEY]]
+        for lists in (*batch.request_lists, *batch.item_lists):
+            assert lists.keys_N.tolist() == [MISSING_KEY] and lists.offsets.tolist() == [0, 1]
+    assert price_key(float("nan")) == price_key(None) == MISSING_KEY
+
+
+def test_buckets_follow_a_signed_logarithm() -> None:
+    prices = [-1e9, -50.0, -1.0, -0.001, 0.0, 0.1, 1.0, 1.3, 100.0, 130.0, 1e9]
+    keys = [price_key(price) for price in prices]
+    assert len(set(keys)) == len(keys)
+    assert price_key(100.0) == price_key(101.0) and price_key(0.0) == price_key(0.0001) != MISSING_KEY
+    assert price_key(float("inf")) == price_key(1.7e308) and price_key(float("-inf")) == price_key(-1.7e308)
+
+
+def test_an_integer_is_its_decimal_text() -> None:
+    as_text, as_int = (encoder().encode_columns(one_row(user={"city": [value]})) for value in ("3", 3))
+    assert same(as_text, as_int)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scenario": ["moon"]}, "scenario: 'moon' is not one of home, search, deals"),
+        ({"user": {"city": ["a", "b"]}}, "user.city: 2 values for 1 requests"),
+        ({"item": {"category": [2.5]}}, "item.category: 2.5 is not allowed; a string or an integer"),
+        ({"item": {"category": [True]}}, "item.category: True is not allowed; a string or an integer"),
+        ({"item": {"price": ["cheap"]}}, "item.price: could not convert"),
+        ({"request_index_B": np.array([0, 0])}, "scenario, request_index_B: 1, 2 entries"),
+    ],
+)
+def test_bad_columns_are_refused_by_name(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        encoder().encode_columns(one_row(**changes))
+
+
+def test_an_unknown_scenario_may_take_the_default() -> None:
+    schema = dataclasses.replace(SCHEMA, unknown_scenario="default")
+    batch = FeatureEncoder(schema, EncodingConfig()).encode_columns(one_row(scenario=["moon"]))
+    assert batch.scenario_R.tolist() == [0]
+
+
+def test_no_field_at_all_is_refused() -> None:
+    schema = SchemaConfig(scenarios=("home",), tasks={"click": TaskConfig(action="click", window_ms=1)})
+    with pytest.raises(ValueError, match="at least one field"):
+        FeatureEncoder(schema, EncodingConfig(user_id=False, item_id=False, history_length=0))
+
+
+def test_taking_and_joining_rows_keeps_every_value() -> None:
+    batch = encoder().encode_columns(columns(np.random.default_rng(0), 5, 17))
+    parts = [batch.take(slice(0, 4)), batch.take(slice(4, 4)), batch.take(slice(4, 17))]
+    assert [part.num_rows for part in parts] == [4, 0, 13] and parts[0].num_requests < 5
+    assert same(EncodedBatch.concat(parts), batch)
+    order = np.random.default_rng(1).permutation(17)
+    assert same(batch.take(order).take(np.argsort(order)), batch)
+
+
+def test_sorting_by_scenario_is_stable_and_says_where_each_starts() -> None:
+    batch = encoder().encode_columns(columns(np.random.default_rng(0), 8, 30))
+    by_scenario, order_B, offsets = batch.by_scenario(3)
+    assert same(by_scenario, batch.take(order_B))
+    assert order_B.tolist() == sorted(range(30), key=lambda b: (batch.scenario_B[b], b))
+    assert [by_scenario.scenario_B[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == [
+        [i] * int((batch.scenario_B == i).sum()) for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("numeric_steps", 0), ("history_length", -1), ("numeric_resolution", 0.0), ("cached_values", 0)],
+)
+def test_bad_settings_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field}: {value} is not allowed; "):
+        EncodingConfig(**{field: value})
+
+
+def test_a_field_list_on_the_item_side_only() -> None:
+    features = FeaturesConfig(item={"tags": FeatureConfig(kind="categorical", many=True)})
+    schema = SchemaConfig(scenarios=("home",), tasks=SCHEMA.tasks, features=features)
+    config = EncodingConfig(user_id=False, item_id=False, history_length=0)
+    batch = FeatureEncoder(schema, config).encode_columns(one_row(item={"tags": [["a", "a"]]}))
+    assert batch.request_keys_FR.shape == (0, 1) and batch.item_keys_FB.shape == (0, 1)
+    assert batch.item_lists[0].keys_N.tolist() == [value_key("item.tags", "a")] * 2
