@@ -52,8 +52,11 @@ class SimCounters:
     explored: int = 0
     """Slates served with drawn weights."""
     clicks: int = 0
+    """Clicks the users made."""
     orders: int = 0
+    """Orders the users made."""
     hides: int = 0
+    """Items the users hid."""
     feedback_sent: int = 0
     """Feedback accepted by the service, duplicates included."""
     feedback_unreachable: int = 0
