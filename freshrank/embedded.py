@@ -203,12 +203,15 @@ def _prepare_kafka(folder: Path, port: int, kafka_home: Path | None) -> tuple[li
     )
     env = {
         "KAFKA_HEAP_OPTS": "-Xms256m -Xmx256m",
+        "KAFKA_JVM_PERFORMANCE_OPTS": "-XX:+UseSerialGC -Djava.awt.headless=true",
         "LOG_DIR": str(folder.resolve() / "logs"),
         **os.environ,
     }
     if not (folder / "data" / "meta.properties").exists():
         formatting = Child(
-            [str(storage), "format", "-t", _CLUSTER_ID, "-c", str(properties)], folder / "format.log", env
+            [str(storage), "format", "-t", _CLUSTER_ID, "-c", str(properties)],
+            folder / "format.log",
+            {**env, "KAFKA_OPTS": "-XX:TieredStopAtLevel=1"},  # it lives for a second: no time to compile well
         )
         if not formatting.ends_within(_READY_TIMEOUT_S) or formatting.exit_code() != 0:
             formatting.stop(0)

@@ -55,6 +55,10 @@ class _WireSequence(msgspec.Struct, forbid_unknown_fields=True):
     ts: list[_TimeMs] = []
 
 
+class _StoredSequence(_WireSequence, forbid_unknown_fields=False):
+    """As the agents store it: with columns of their own (`stream.sequences`), which nobody else needs."""
+
+
 class _WireCandidates(msgspec.Struct, forbid_unknown_fields=True):
     id: list[_Id] = []
     scores: dict[str, list[_Float32]] = {}
@@ -226,7 +230,7 @@ def feedback_event_id(feedback: Feedback) -> str:
     return hashlib.blake2b(msgspec.json.encode(fields), digest_size=12).hexdigest()
 
 
-_SEQUENCE_DECODER = msgspec.json.Decoder(_WireSequence)
+_SEQUENCE_DECODER = msgspec.json.Decoder(_StoredSequence)
 
 
 def encode_sequence(sequence: Sequence) -> bytes:
