@@ -84,7 +84,7 @@ class MicroBatcher:
         return self.partial_batch()
 
     def partial_batch(self) -> list[Part] | None:
-        """Returns what has been collected so far; None if that is nothing."""
+        """Returns what `full_batch` has collected and not returned; None if that is nothing."""
         batch, self._filling, self._num_filling = self._filling, [], 0
         return batch or None
 

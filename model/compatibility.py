@@ -17,7 +17,7 @@ def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, An
     encoding = msgspec.to_builtins(config.encoding)
     for free in ("admission", "admission_ids", "cached_values"):
         del encoding[free]
-    depends: dict[str, Any] = msgspec.to_builtins(
+    depends = msgspec.to_builtins(
         {
             "scenarios": schema.scenarios,
             "tasks": tuple(schema.tasks),
@@ -34,7 +34,9 @@ def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, An
             },
         }
     )
-    return depends
+    # Through JSON, so that it compares equal with what comes back from a checkpoint (tuples become lists).
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(depends))
+    return plain
 
 
 def differences(saved: Any, configured: Any, path: str = "") -> Iterator[str]:

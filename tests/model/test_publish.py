@@ -1,0 +1,341 @@
+"""Publishing: the numbered order, a crash at each step, and what happens when the store or the gate says no."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.exceptions import SnapshotMissingError, StaleEpochError, StoreUnavailableError
+from model.gate import MAX_ROWS_FACTOR, PublishGate
+from model.learner import LabelBatch, Learner
+from model.publish import FeedbackSample, Identity, Progress, Publisher, PublishStats
+from model.serving import ServingModel
+from model.snapshot import MAX_FEEDBACK_TIMES, Manifest, open_snapshot
+from model.store import MemorySnapshotStore, SnapshotStore, StoreConfig, chain_to
+from tests.model.example_log import MODEL, SCHEMA, Clock, partition_log
+from tests.model.test_batching import DECODER
+from tests.model.test_snapshot import PAYLOAD, manifest_of
+
+ROWS = [DECODER.decode(message).rows for message in partition_log(seed=1, num_messages=60)]
+
+
+class CrashError(Exception):
+    """Stands for a process that ends here."""
+
+
+class Steps:
+    """Records the steps of a `MemorySnapshotStore` and breaks before a chosen one."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.break_before: str | None = None
+        self.error: Exception = CrashError()
+
+    def __call__(self, step: str) -> None:
+        if step == self.break_before:
+            raise self.error
+        self.done.append(step)
+
+
+class Bench:
+    """A learner that has always something new to publish, a store whose steps are seen, and a publisher."""
+
+    def __init__(self, store: SnapshotStore | None = None, *, full_every: int = 100, last_version: int = 0) -> None:
+        self.steps = Steps()
+        self.store = store or MemorySnapshotStore(StoreConfig(keep_fulls=3), on_step=self.steps)
+        self.learner = Learner(SCHEMA, MODEL, seed=0)
+        self.num_batches = 0
+        identity = Identity(
+            model="main",
+            schema_hash=SCHEMA.schema_hash(),
+            config_hash="c",
+            scenarios=list(SCHEMA.scenarios),
+            tasks=list(SCHEMA.tasks),
+            model_config={},
+            run_id="run",
+        )
+        self.publisher = Publisher(
+            self.store,
+            identity,
+            full_every=full_every,
+            now_ms=Clock(),
+            last_version=last_version,
+            stats=PublishStats(),
+        )
+
+    @property
+    def failures(self) -> dict[str, int]:
+        return {reason: n for reason, n in self.publisher.stats.failures.items() if n}
+
+    def learn(self) -> None:
+        rows = ROWS[self.num_batches % len(ROWS)]
+        self.num_batches += 1
+        self.learner.learn(
+            rows.batch,
+            LabelBatch(label_BT=rows.label_BT, mask_BT=rows.mask_BT, weight_BT=rows.weight_BT, first_BT=rows.first_BT),
+        )
+
+    def publish(self) -> Manifest | None:
+        self.learn()
+        progress = Progress(step=self.learner.num_steps, watermark_ms=9, offsets={0: 3}, metrics={})
+        return self.publisher.publish(self.learner, progress)
+
+    def assert_live_is_the_learner(self) -> None:
+        """What a ranker builds from the pointer alone scores exactly what the learner scores."""
+        live = self.store.pointer()
+        assert live is not None
+        model: ServingModel | None = None
+        for manifest in chain_to(self.store, live):
+            tensors = open_snapshot(manifest, self.store.payload(manifest.version), schema_hash=SCHEMA.schema_hash())
+            model = ServingModel.from_full(SCHEMA, MODEL, tensors) if model is None else model.apply_delta(tensors)
+        assert model is not None
+        expected = torch.from_numpy(self.learner.score(ROWS[-1].batch)).sigmoid().numpy()
+        np.testing.assert_array_equal(model.score(ROWS[-1].batch), expected)
+
+
+def test_the_first_is_full_then_deltas_then_full_again() -> None:
+    bench = Bench(full_every=3)
+    published = [bench.publish() for _ in range(7)]
+    assert [(m.version, m.kind, m.base_version) for m in published if m] == [
+        (1, "full", 0),
+        (2, "delta", 1),
+        (3, "delta", 2),
+        (4, "full", 0),
+        (5, "delta", 4),
+        (6, "delta", 5),
+        (7, "full", 0),
+    ]
+    assert bench.publisher.stats.snapshots == {"full": 3, "delta": 4}
+    bench.assert_live_is_the_learner()
+
+
+def test_the_steps_come_in_their_order() -> None:
+    bench = Bench()
+    bench.publish()
+    assert bench.steps.done == ["payload", "manifest", "pointer"]
+
+
+def test_a_manifest_says_what_the_snapshot_is() -> None:
+    bench = Bench()
+    bench.publisher.feedback.add(np.array([5, 7]))
+    manifest = bench.publish()
+    assert manifest is not None
+    assert manifest == bench.store.pointer()
+    assert (manifest.step, manifest.watermark_ms, manifest.offsets) == (1, 9, {0: 3})
+    assert (manifest.scenarios, manifest.tasks) == (["home", "search"], ["click", "order"])
+    assert (manifest.run_id, manifest.config_hash, manifest.feedback_ms) == ("run", "c", [5, 7])
+    second = bench.publish()
+    assert second is not None
+    assert second.feedback_ms == [], "each feedback is new once"
+
+
+@pytest.mark.parametrize("step", ["payload", "manifest", "pointer"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "later"])
+def test_a_crash_before_any_step_leaves_a_pointer_that_can_be_served(step: str, is_first: bool) -> None:
+    bench = Bench()
+    before = None if is_first else bench.publish()
+    bench.steps.break_before = step
+    with pytest.raises(CrashError):
+        bench.publish()
+    assert bench.store.pointer() == before
+    if before is not None:
+        assert bench.store.payload(before.version)
+    restarted = Bench(bench.store)
+    after = restarted_publish(bench, restarted)
+    assert after.kind == "full"
+    restarted.assert_live_is_the_learner()
+
+
+def restarted_publish(bench: Bench, restarted: Bench) -> Manifest:
+    bench.steps.break_before = None
+    manifest = restarted.publish()
+    assert manifest is not None
+    return manifest
+
+
+@pytest.mark.parametrize("step", ["payload", "manifest", "pointer"])
+def test_a_store_that_is_gone_is_counted_and_nothing_is_lost(step: str) -> None:
+    bench = Bench()
+    bench.publish()
+    bench.steps.break_before, bench.steps.error = step, StoreUnavailableError("gone")
+    assert [bench.publish(), bench.publish()] == [None, None]
+    assert bench.failures == {"unavailable": 2}
+    bench.steps.break_before = None
+    back = bench.publish()
+    assert back is not None
+    assert (back.kind, back.base_version) == ("delta", 1)
+    bench.assert_live_is_the_learner()
+
+
+class ForgetfulStore(MemorySnapshotStore):
+    """Fails right after the chosen call was done: the answer is lost, the effect is not."""
+
+    lose_answer = False
+
+    def promote(self, manifest: Manifest) -> bool:
+        moved = super().promote(manifest)
+        if self.lose_answer:
+            self.lose_answer = False
+            raise StoreUnavailableError("answer lost")
+        return moved
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["full", "delta"])
+def test_a_promotion_whose_answer_was_lost_becomes_the_base(is_first: bool) -> None:
+    store = ForgetfulStore()
+    bench = Bench(store)
+    if not is_first:
+        bench.publish()
+    store.lose_answer = True
+    assert bench.publish() is None
+    unknown = store.pointer()
+    assert unknown is not None
+    following = bench.publish()
+    assert following is not None
+    assert (following.kind, following.base_version) == ("delta", unknown.version)
+    assert bench.failures == {"unavailable": 1}
+    bench.assert_live_is_the_learner()
+
+
+def test_a_store_that_forgot_everything_gets_a_full_one() -> None:
+    bench = Bench()
+    bench.publish()
+    forgotten = Bench(MemorySnapshotStore())
+    bench.publisher._store = forgotten.store
+    again = bench.publish()
+    assert again is not None
+    assert (again.version, again.kind) == (2, "full")
+
+
+def test_a_trainer_that_was_overtaken_stops() -> None:
+    old = Bench()
+    old.publish()
+    new = Bench(old.store)
+    first_of_new = new.publish()
+    assert first_of_new is not None
+    assert (first_of_new.version, first_of_new.kind) == (2, "full")
+    with pytest.raises(StaleEpochError):
+        old.publish()
+    assert old.store.pointer() == first_of_new
+
+
+def test_versions_go_on_after_the_ones_of_the_checkpoint_and_of_the_store() -> None:
+    from_checkpoint = Bench(last_version=8).publish()
+    assert from_checkpoint is not None
+    assert from_checkpoint.version == 9
+    store = MemorySnapshotStore()
+    Bench(store, last_version=20).publish()
+    from_store = Bench(store, last_version=8).publish()
+    assert from_store is not None
+    assert from_store.version == 22
+
+
+def test_a_candidate_that_fails_its_gate_is_kept_not_served_and_never_a_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.publish()
+    spoil(monkeypatch, bench.learner, "serving_delta")
+    assert bench.publish() is None
+    assert bench.failures == {"rejected": 1}
+    [rejection] = bench.store.rejected()
+    assert rejection.manifest.version == 2
+    assert rejection.reason == "tensor rows.weights holds NaN or infinity"
+    monkeypatch.undo()
+    healthy = bench.publish()
+    assert healthy is not None
+    assert (healthy.version, healthy.kind, healthy.base_version) == (3, "delta", 1)
+    bench.assert_live_is_the_learner()
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, learner: Learner, export: str) -> None:
+    honest: Callable[[], dict[str, torch.Tensor]] = getattr(learner, export)
+
+    def spoiled() -> dict[str, torch.Tensor]:
+        tensors = honest()
+        return tensors | {"rows.weights": tensors["rows.weights"].clone().index_fill_(0, torch.tensor(0), torch.nan)}
+
+    monkeypatch.setattr(learner, export, spoiled)
+
+
+def test_a_refused_delta_is_followed_by_a_full_one() -> None:
+    class LosingStore(MemorySnapshotStore):
+        def promote(self, manifest: Manifest) -> bool:
+            if manifest.version == 2:
+                raise SnapshotMissingError("version 2 is not in the store")
+            return super().promote(manifest)
+
+    bench = Bench(LosingStore())
+    bench.publish()
+    assert bench.publish() is None
+    assert bench.failures == {"refused": 1}
+    full = bench.publish()
+    assert full is not None
+    assert full.kind == "full"
+    bench.assert_live_is_the_learner()
+
+
+def test_the_sample_of_feedback_times_is_bounded_and_spread_out() -> None:
+    sample = FeedbackSample()
+    sample.add(np.arange(10))
+    assert sample.times() == list(range(10))
+    for start in range(0, 100_000, 1_000):
+        sample.add(np.arange(start, start + 1_000))
+    times = sample.times()
+    assert len(times) == MAX_FEEDBACK_TIMES
+    assert times == sorted(times)
+    assert times[-1] == 99_999
+    assert len(sample._times) <= FeedbackSample._ROOM
+    sample.clear()
+    assert sample.times() == []
+
+
+# The gate alone.
+
+GOOD = {"w": torch.ones(2)}
+
+
+def candidate(number: int, **changes: Any) -> Manifest:
+    return manifest_of(PAYLOAD, **({"version": number, "base_version": number - 1, "step": number * 10} | changes))
+
+
+def test_the_gate_lets_healthy_versions_pass() -> None:
+    gate = PublishGate(last_version=4)
+    for version in range(5, 60):
+        manifest = candidate(version, kind="full" if version == 5 else "delta")
+        assert gate.reasons(manifest, GOOD, num_rows=100) == []
+        gate.promoted(manifest, num_rows=100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors", "reason"),
+    [
+        ({}, {"w": torch.tensor([1.0, torch.nan])}, "tensor w holds NaN or infinity"),
+        ({}, {"w": torch.tensor([torch.inf])}, "tensor w holds NaN or infinity"),
+        ({"version": 5, "base_version": 5}, GOOD, "version 5 is not after version 5"),
+        ({"base_version": 4}, GOOD, "its base is version 4, the last promoted one is 5"),
+    ],
+)
+def test_the_gate_names_what_it_blocks(changes: dict[str, Any], tensors: dict[str, torch.Tensor], reason: str) -> None:
+    gate = PublishGate(last_version=4)
+    first = candidate(5, kind="full")
+    assert gate.reasons(first, GOOD, num_rows=10) == []
+    gate.promoted(first, num_rows=10)
+    assert gate.reasons(candidate(6, **changes), tensors, num_rows=10) == [reason]
+
+
+def test_the_gate_knows_how_many_rows_are_usual() -> None:
+    gate = PublishGate(last_version=0)
+    first = candidate(1, kind="full")
+    gate.reasons(first, GOOD, num_rows=10_000)
+    gate.promoted(first, num_rows=10_000)
+    for version in range(2, 22):
+        gate.reasons(candidate(version), GOOD, num_rows=100)
+        gate.promoted(candidate(version), num_rows=100)
+    usual = 100 // 10
+    assert gate.reasons(candidate(22), GOOD, num_rows=MAX_ROWS_FACTOR * usual * 10) == []
+    assert gate.reasons(candidate(23, base_version=21, step=220), GOOD, num_rows=1_001) == [
+        "100 rows per step, usual are 10"
+    ]
+    after_an_outage = candidate(24, base_version=21, step=210 + 1_000)
+    assert gate.reasons(after_an_outage, GOOD, num_rows=50_000) == []
