@@ -222,8 +222,7 @@ class JoinCore:
         for held in self._pending.pop(request_id, ()):
             held.is_pending = False
             self._judge(held, slate, emissions)
-        if not is_late:
-            self._settle(slate, emissions)
+        self._settle(slate, emissions)
         heappush(self._due, (slate_ms + self._due_after_ms[slate.stage], offset, slate))
         return emissions
 

@@ -73,7 +73,7 @@ def decode_progress(partition: TopicPartition, committed: OffsetAndMetadata, lab
     if progress.labels != labels and committed.offset != progress.next:
         raise OffsetMetadataError(
             f"{where}: slates are still open under other settings (tasks, features, scenarios, grace_ms or "
-            f"duplicate_ms changed: labels {progress.labels}, now {labels}); let the old settings run until all slates are closed, "
-            "or reset the group"
+            f"duplicate_ms changed: labels {progress.labels}, now {labels}); let the old settings run until all "
+            "slates are closed, or reset the group"
         )
     return progress

@@ -199,7 +199,7 @@ class PartitionPair:
         decode = decoder.impression if message.topic == self.impressions.topic else decoder.feedback
         event: Impression | Feedback = decode(message.value)
         # Judged by the log's own clock, never by ours: a replay must refuse what was refused before.
-        if message.timestamp_ms >= 0 and event.ts > message.timestamp_ms + self._config.refuse_ahead_ms:
+        if message.timestamp_ms > 0 and event.ts > message.timestamp_ms + self._config.refuse_ahead_ms:
             raise DecodeError(
                 f"ts: {event.ts} is more than {self._config.refuse_ahead_ms} ms after {message.timestamp_ms}, when the "
                 "message was logged; at most refuse_ahead_ms"

@@ -1,0 +1,223 @@
+"""Recovery is exact because the state is a function of the messages and the watermark: drawn, not only argued.
+
+A run reads two topics in a drawn interleaving, with watermarks as wild as they may be (events late, early, never
+matched). It commits, goes on, and crashes. A new core replays from what was committed in *another* interleaving.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.emission import ItemLabel, JoinCounters
+from stream.join import JoinConfig, JoinCore, Resume
+from stream.schema import Feedback, Impression, SchemaConfig, TaskConfig
+from tests.stream.build import did, schema, shown
+
+DUPLICATE_MS = 5
+CONFIG = JoinConfig(grace_ms=3, duplicate_ms=DUPLICATE_MS)
+SCHEMA = schema(
+    click=TaskConfig(action="click", window_ms=10, policy="eager"),
+    hide=TaskConfig(action="hide", window_ms=10, policy="wait"),
+    order=TaskConfig(action="order", window_ms=25, policy="eager"),
+    long_click=TaskConfig(action="click", window_ms=25, policy="wait", at_least=2.0),
+)
+END = 10_000
+
+LAST_CLOSE_MS = 25 + 3
+EDGES_MS = (0, 10, 10 + 3, 25, LAST_CLOSE_MS, LAST_CLOSE_MS + DUPLICATE_MS)
+"""Distances from a slate at which something ends: windows, closes, being remembered."""
+
+Step = str | int
+"""What a process does next: read a topic, commit, crash, or advance to a watermark."""
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[list[Impression], list[Feedback], list[Step]]:
+    """Two topics in any disorder, and what happens while they are read; all of it close to the edges."""
+    starts = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
+    near = st.builds(
+        lambda start, edge, off: max(0, start + edge + off),
+        st.sampled_from(starts),
+        st.sampled_from(EDGES_MS),
+        st.integers(-1, 1),
+    )
+    slates = [shown(f"r{number}", "a", "b", at=at) for number, at in enumerate(starts)]
+    again = draw(
+        st.lists(st.tuples(st.integers(0, len(starts) - 1), st.sampled_from([0, 1, DUPLICATE_MS])), max_size=3)
+    )
+    slates += [shown(f"r{number}", "a", "b", at=starts[number] + shift) for number, shift in again]
+    feedback = draw(
+        st.lists(
+            st.builds(
+                lambda action, item, at, request, value, event: did(
+                    action, item, at=at, on=f"r{request}", value=value, event_id=f"e{event}"
+                ),
+                st.sampled_from(["click", "click", "click", "hide", "order", "share"]),
+                st.sampled_from(["a", "a", "a", "b", "z"]),
+                st.one_of(near, st.integers(0, 60)),
+                st.integers(0, len(starts)),
+                st.sampled_from([1.0, 2.0]),
+                st.integers(0, 6),
+            ),
+            min_size=4,
+            max_size=12,
+        )
+    )
+    read = st.sampled_from(["impression", "feedback"])
+    steps = draw(st.lists(st.one_of(read, read, near, st.just("commit"), st.just("crash")), min_size=10, max_size=40))
+    return draw(st.permutations(slates)), feedback, steps
+
+
+@dataclass
+class Process:
+    """One life of a joiner: a core, how far it has read, and what it has emitted since the last commit."""
+
+    core: JoinCore
+    resume: Resume
+    next_impression: int
+    next_feedback: int
+    labels: list[ItemLabel] = field(default_factory=list)
+
+    def is_caught_up(self) -> bool:
+        return self.next_impression >= self.resume.next_impression and self.next_feedback >= self.resume.next_feedback
+
+    def read(self, impressions: list[Impression], feedback: list[Feedback], *, is_impression: bool) -> None:
+        """Reads the next message of a topic; of the other one if it is at its end."""
+        if is_impression and self.next_impression == len(impressions):
+            is_impression = False
+        elif not is_impression and self.next_feedback == len(feedback):
+            is_impression = True
+        if is_impression and self.next_impression < len(impressions):
+            emissions = self.core.observe_impression(impressions[self.next_impression], self.next_impression)
+            self.next_impression += 1
+        elif not is_impression and self.next_feedback < len(feedback):
+            emissions = self.core.observe_feedback(feedback[self.next_feedback], self.next_feedback)
+            self.next_feedback += 1
+        else:
+            return
+        self.labels += [label for emission in emissions for label in emission.labels()]
+
+    def advance(self, watermark_ms: int) -> None:
+        if self.is_caught_up():
+            self.labels += [label for emission in self.core.advance(watermark_ms) for label in emission.labels()]
+
+
+def state(core: JoinCore, impressions_read: list[Impression]) -> dict[str, Any]:
+    """Returns what later labels depend on: slates with the positives of their open labels, and who waits for a slate.
+
+    Feedback may wait in vain for a slate that was there and is forgotten (a replay no longer meets it).
+    No acceptable impression can claim it any more, so that it is no difference.
+    """
+    slates = {}
+    for request_id, slate in core._slates.items():
+        still_open = {task.name for stage in core._stages[slate.stage :] for task in stage.tasks}
+        positives = {
+            (task, row, delay_ms)
+            for task, rows in (slate.positives or {}).items()
+            for row, delay_ms in rows.items()
+            if task in still_open
+        }
+        slates[request_id] = (slate.offset, slate.stage, positives)
+    were_shown = {impression.request_id for impression in impressions_read}
+    pending = {
+        request_id: [held.offset for held in waiting]
+        for request_id, waiting in core._pending.items()
+        if request_id not in were_shown
+    }
+    return {"slates": slates, "pending": pending, "watermark": core.watermark_ms}
+
+
+@settings(max_examples=200, deadline=None)
+@given(runs(), st.randoms(use_true_random=False))
+def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
+    run: tuple[list[Impression], list[Feedback], list[Step]], rng: Any
+) -> None:
+    impressions, feedback, steps = run
+    process = Process(JoinCore(SCHEMA, CONFIG), Resume(), 0, 0)
+    committed: Counter[ItemLabel] = Counter()
+    resume, oldest = Resume(), (0, 0)
+    counted = JoinCounters()
+    state_at_commit = state(process.core, [])
+    # A commit before the end and a crash: every drawn run has at least one recovery.
+    for step in [*steps, "commit", "crash", *(["impression", "feedback"] * 30), END, "commit"]:
+        if step == "crash":
+            process = Process(JoinCore(SCHEMA, CONFIG, resume), resume, *oldest)
+            while not process.is_caught_up():
+                is_impression = process.next_impression < resume.next_impression and (
+                    process.next_feedback >= resume.next_feedback or rng.random() < 0.5
+                )
+                process.read(impressions, feedback, is_impression=is_impression)
+            assert process.labels == [], "all of it is committed already"
+            assert state(process.core, impressions[: process.next_impression]) == state_at_commit
+            assert process.core.counters == JoinCounters(), "replay counts nothing"
+        elif step == "commit":
+            committed.update(process.labels)
+            process.labels.clear()
+            counted.add(process.core.counters)
+            process.core.counters = JoinCounters()
+            resume = Resume(process.next_impression, process.next_feedback, process.core.watermark_ms)
+            oldest = process.core.oldest_needed(process.next_impression, process.next_feedback)
+            state_at_commit = state(process.core, impressions[: process.next_impression])
+        elif isinstance(step, int):
+            process.advance(step)
+        else:
+            process.read(impressions, feedback, is_impression=step == "impression")
+
+    check_labels(SCHEMA, committed, impressions, feedback)
+    check_counters(counted, committed, len(impressions), len(feedback))
+
+
+def check_labels(
+    schema: SchemaConfig, labels: Counter[ItemLabel], impressions: list[Impression], feedback: list[Feedback]
+) -> None:
+    """Each slate has either all its labels, each once, or (late) none; a positive has its feedback in the log."""
+    by_slate: dict[str, list[tuple[str, str]]] = {}
+    starts: dict[str, int] = {}
+    for impression in impressions:
+        starts.setdefault(impression.request_id, impression.ts)
+    for label, count in labels.items():
+        assert count == 1, label
+        by_slate.setdefault(label.request_id, []).append((label.item_id, label.task))
+        if label.label:
+            task = schema.tasks[label.task]
+            assert 0 <= label.delay_ms <= task.window_ms
+            assert any(
+                (f.request_id, f.item_id, f.action) == (label.request_id, label.item_id, task.action)
+                and f.ts == starts[label.request_id] + label.delay_ms
+                and f.value >= (task.at_least or 0)
+                for f in feedback
+            )
+    for cells in by_slate.values():
+        assert sorted(cells) == sorted((item, task) for item in ("a", "b") for task in schema.tasks)
+
+
+def check_counters(counted: JoinCounters, labels: Counter[ItemLabel], num_impressions: int, num_feedback: int) -> None:
+    """Nothing is silently lost: the counters add up over all lives, whatever the crashes."""
+    c = counted
+    assert c.impressions == num_impressions == c.slates + c.impression_duplicate + c.impression_late
+    assert c.feedback == num_feedback
+    fates = sum(count for name, count in c.as_dict().items() if name.startswith("feedback_"))
+    assert fates <= c.feedback, "pending before a crash and decided after it is counted as read, but not as a fate"
+    assert c.labels == labels.total() == c.items * 4 == c.positives + c.negatives
+    assert c.positives == sum(label.label for label in labels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(runs())
+def test_without_a_crash_every_feedback_has_exactly_one_fate(
+    run: tuple[list[Impression], list[Feedback], list[Step]],
+) -> None:
+    impressions, feedback, steps = run
+    process = Process(JoinCore(SCHEMA, CONFIG), Resume(), 0, 0)
+    for step in [*steps, *(["impression", "feedback"] * 30), END]:
+        if isinstance(step, int):
+            process.advance(step)
+        elif step in ("impression", "feedback"):
+            process.read(impressions, feedback, is_impression=step == "impression")
+    counts = process.core.counters.as_dict()
+    fates = sum(count for name, count in counts.items() if name.startswith("feedback_"))
+    assert fates == counts["feedback"] == len(feedback)
+    assert (process.core.num_slates, process.core.num_pending) == (0, 0), "all memory is given back"
