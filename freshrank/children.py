@@ -1,15 +1,23 @@
 """One child process: started so that it cannot outlive us, watched, and ended with all that it started itself."""
 
-import ctypes
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_ASK_AND_EXEC = """\
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and what is ignored stays so over exec
+if os.getppid() == int(sys.argv[1]):  # else the parent ended before we asked
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 _LAST_WORDS_BYTES = 4_096
 _WAIT_STEP_S = 0.02
 
@@ -27,18 +35,19 @@ class Child:
         Raises:
             OSError: the program does not exist or the log cannot be written.
         """
-        self.argv = tuple(argv)
+        program = shutil.which(argv[0])
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, "no such program", argv[0])
         self.log_path = log_path
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self.argv,
+                _dying_with_parent([program, *argv[1:]]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=None if env is None else dict(env),
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - it takes no lock, and there is no other way in
             )
 
     @property
@@ -96,16 +105,11 @@ class Child:
             return
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """Returns what a child does between fork and exec: it asks the kernel to be killed when its parent ends."""
+def _dying_with_parent(argv: Sequence[str]) -> list[str]:
+    """Returns a command line that runs `argv` in the same process, after asking the kernel to end it with its parent.
+
+    Not a `preexec_fn`: that runs Python between fork and exec, which may hang where the parent has threads.
+    """
     if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)  # loaded here: after a fork nothing may be imported or allocated that needs a lock
-    parent_pid = os.getpid()
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it ended before we asked
-            os._exit(1)
-
-    return ask
+        return list(argv)
+    return [sys.executable, "-I", "-S", "-c", _ASK_AND_EXEC, str(os.getpid()), *argv]

