@@ -1,0 +1,419 @@
+"""The joiner worker on the in-memory log: killed, rebalanced, restarted; the labels stay those of the oracle."""
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.exceptions import CopartitionError, FencedError, LogUnavailableError, OffsetMetadataError
+from stream.join import JoinConfig
+from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, OffsetAndMetadata, TopicPartition
+from stream.memory_broker import CrashSchedule
+from stream.schema import Feedback, Impression, TaskConfig
+from tests.stream.build import did, schema, shown
+from tests.stream.cluster import GROUP, Cluster
+from tests.stream.oracle import final_labels
+
+SCHEMA = schema(
+    click=TaskConfig(action="click", window_ms=10_000, policy="eager"),
+    hide=TaskConfig(action="hide", window_ms=5_000, policy="wait"),
+    long_view=TaskConfig(action="view", window_ms=10_000, at_least=3.0, policy="eager"),
+)
+CONFIG = JoinConfig(
+    grace_ms=500, out_of_orderness_ms=2_000, max_ahead_ms=0, idle_ms=1_000, duplicate_ms=1_000, commit_interval_ms=100
+)
+Event = Impression | Feedback
+
+
+def traffic(seed: int, num_slates: int = 12) -> list[tuple[int, Event]]:
+    """Returns (arrival, event): disorder up to out_of_orderness_ms, duplicates, feedback before its impression."""
+    rng = random.Random(seed)
+    arrivals: list[tuple[int, Event]] = []
+
+    def send(event: Event) -> None:
+        for _ in range(1 + (rng.random() < 0.15)):
+            arrivals.append((event.ts + rng.randrange(CONFIG.out_of_orderness_ms), event))
+
+    for number in range(num_slates):
+        at_ms = rng.randrange(30_000)
+        user = f"u{rng.randrange(5)}"
+        items = [f"i{index}" for index in range(rng.randint(1, 4))]
+        send(shown(f"r{number}", *items, at=at_ms, user=user))
+        for _ in range(rng.randrange(5)):
+            action = rng.choice(["click", "hide", "view", "share"])
+            delay_ms = rng.choice([0, 1, 4_999, 5_000, 5_001, 9_999, 10_000, 10_001, rng.randrange(12_000)])
+            value = rng.choice([1.0, 3.0])
+            item = rng.choice([*items, "other"])
+            send(did(action, item, at=at_ms + delay_ms, on=f"r{number}", value=value, user=user))
+    return sorted(arrivals, key=lambda arrival: arrival[0])
+
+
+def expected_labels(arrivals: list[tuple[int, Event]]) -> Counter[tuple[str, str, str, str, int, int]]:
+    events = [event for _, event in arrivals]
+    return final_labels(
+        SCHEMA,
+        [event for event in events if isinstance(event, Impression)],
+        [event for event in events if isinstance(event, Feedback)],
+    )
+
+
+def live(cluster: Cluster, arrivals: list[tuple[int, Event]], tick_ms: int = 700) -> None:
+    """Sends each event when it is due, lets the joiners run after each tick, then lets everything settle."""
+    waiting = list(arrivals)
+    while waiting:
+        cluster.now_ms += tick_ms
+        while waiting and waiting[0][0] <= cluster.now_ms:
+            cluster.send(waiting.pop(0)[1])
+        cluster.turn()
+    cluster.settle()
+
+
+def assert_counters_add_up(cluster: Cluster, arrivals: list[tuple[int, Event]]) -> None:
+    c = cluster.counters()
+    assert c.impressions == sum(isinstance(event, Impression) for _, event in arrivals)
+    assert c.feedback == sum(isinstance(event, Feedback) for _, event in arrivals)
+    assert c.impressions == c.slates + c.impression_duplicate
+    assert c.labels == c.positives + c.negatives == c.items * len(SCHEMA.tasks)
+    assert (c.impression_late, c.feedback_late, c.malformed, c.clock_ahead, c.lost_messages) == (0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_are_those_of_the_oracle(seed: int) -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.start()
+    arrivals = traffic(seed)
+    live(cluster, arrivals)
+    assert cluster.labels() == expected_labels(arrivals)
+    assert_counters_add_up(cluster, arrivals)
+
+
+def test_killed_at_every_step_the_labels_are_the_same() -> None:
+    arrivals = traffic(seed=7, num_slates=6)
+    expected = expected_labels(arrivals)
+
+    def run(crash_at: set[int]) -> Cluster:
+        cluster = Cluster(SCHEMA, CONFIG)
+        cluster.crashes.crash_at = crash_at
+        cluster.start()
+        live(cluster, arrivals, tick_ms=2_000)
+        return cluster
+
+    uninterrupted = run(set())
+    steps = uninterrupted.crashes.steps
+    assert uninterrupted.labels() == expected
+    assert {"poll", "produce", "send_offsets", "commit", "committed"} == set(steps)
+    for number, step in enumerate(steps):
+        assert run({number}).labels() == expected, f"killed at step {number}, {step}"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sets(st.integers(0, 400), max_size=8),
+    st.lists(
+        st.tuples(st.integers(0, 45), st.sampled_from(["start", "kill"]), st.sampled_from(["one", "two"])), max_size=6
+    ),
+)
+def test_crashes_and_rebalances_lose_nothing_double_nothing_and_contradict_nothing(
+    seed: int, crash_at: set[int], changes: list[tuple[int, str, str]]
+) -> None:
+    arrivals = traffic(seed)
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.crashes.crash_at = crash_at
+    waiting = list(arrivals)
+    tick = 0
+    while waiting:
+        for at, change, name in changes:
+            if at == tick and change == "start" and name not in cluster.joiners:
+                cluster.start(name)
+            elif at == tick and change == "kill" and name in cluster.joiners:
+                cluster.kill(name)
+        cluster.now_ms += 700
+        while waiting and waiting[0][0] <= cluster.now_ms:
+            cluster.send(waiting.pop(0)[1])
+        cluster.turn()
+        tick += 1
+    if not cluster.joiners:
+        cluster.start()
+    cluster.settle()
+    assert cluster.labels() == expected_labels(arrivals)
+
+
+def test_a_backlog_is_joined_like_the_live_stream() -> None:
+    arrivals = traffic(seed=3)
+    cluster = Cluster(SCHEMA, CONFIG, now_ms=100_000)
+    cluster.send(*(event for _, event in arrivals))
+    cluster.start()
+    cluster.settle()
+    assert cluster.labels() == expected_labels(arrivals)
+
+
+def test_two_joiners_share_the_partitions() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.start("one")
+    cluster.start("two")
+    arrivals = traffic(seed=5)
+    live(cluster, arrivals)
+    assert sorted(len(joiner.pairs) for joiner in cluster.joiners.values()) == [1, 1]
+    assert cluster.labels() == expected_labels(arrivals)
+    assert_counters_add_up(cluster, arrivals)
+
+
+def test_a_joiner_given_up_for_dead_cannot_commit() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    zombie = cluster.start("one")
+    cluster.turn()
+    cluster.turn()
+    cluster.send(shown(at=0), did(at=1))
+    cluster.now_ms += 10
+    zombie.run_once()
+    cluster.broker.leave(GROUP, "one")
+    cluster.start("two")
+    cluster.joiners.pop("one")
+    cluster.settle()
+    with pytest.raises(FencedError):
+        zombie.commit()
+    assert cluster.labels()[("r", "a", "click", "final", 1, 1)] == 1
+
+
+def test_a_positive_is_visible_after_one_commit_interval() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.start()
+    cluster.turn()
+    cluster.now_ms += 5_000
+    cluster.send(shown(at=4_000), did(at=5_000))
+    cluster.turn()
+    assert cluster.labels() == {("r", "a", "click", "final", 1, 1_000): 1}
+
+
+def test_the_last_slates_of_a_quiet_night_close_too() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.start()
+    cluster.send(shown(at=0))
+    for _ in range(40):
+        cluster.now_ms += 500
+        cluster.turn()
+    assert {label[2:5] for label in cluster.labels()} == {
+        ("click", "final", 0),
+        ("hide", "final", 0),
+        ("long_view", "final", 0),
+    }
+
+
+def test_nothing_new_means_nothing_to_commit() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    joiner = cluster.start()
+    cluster.send(shown(at=0))
+    cluster.settle()
+    num_commits = joiner.num_commits
+    for _ in range(20):
+        cluster.now_ms += 1_000
+        cluster.turn()
+    assert joiner.num_commits == num_commits
+
+
+def test_when_all_slates_are_closed_the_committed_offset_is_the_end() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    cluster.start()
+    cluster.send(shown(at=0), did(at=1))
+    cluster.settle()
+    for topic in (IMPRESSIONS, FEEDBACK):
+        committed = cluster.broker.committed(GROUP, TopicPartition(topic, 0))
+        assert committed is not None
+        assert committed.offset == 1
+
+
+def test_the_committed_watermark_never_moves_back() -> None:
+    arrivals = traffic(seed=11)
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    cluster.start()
+    watermarks = [-1]
+    waiting = list(arrivals)
+    while waiting:
+        cluster.now_ms += 700
+        while waiting and waiting[0][0] <= cluster.now_ms:
+            cluster.send(waiting.pop(0)[1])
+        if len(waiting) % 5 == 0:
+            cluster.kill()
+            cluster.start()
+        cluster.turn()
+        committed = cluster.broker.committed(GROUP, TopicPartition(IMPRESSIONS, 0))
+        if committed is not None:
+            watermarks.append(msgspec.json.decode(committed.metadata)["watermark"])
+    assert all(before <= after for before, after in pairwise(watermarks))
+    assert watermarks[-1] > 0
+
+
+def test_a_malformed_message_goes_to_the_dead_letters_once_and_the_stream_goes_on() -> None:
+    arrivals = traffic(seed=1)
+    for crash_at in (None, 5, 9):
+        cluster = Cluster(SCHEMA, CONFIG)
+        cluster.crashes = CrashSchedule(set() if crash_at is None else {crash_at})
+        cluster.start()
+        cluster.send_bytes(IMPRESSIONS, b'{"request_id": "r"', user="u1")
+        cluster.send_bytes(FEEDBACK, b'{"request_id":"r","user_id":"u","item_id":"i","action":"a","ts":-5}', user="u1")
+        live(cluster, arrivals)
+        letters = {message.value: dict(message.headers) for message in cluster.messages(DEAD_LETTER)}
+        assert len(cluster.messages(DEAD_LETTER)) == len(letters) == 2
+        negative = letters[b'{"request_id":"r","user_id":"u","item_id":"i","action":"a","ts":-5}']
+        assert negative["error"] == b"ts: expected int >= 0"
+        assert (negative["source_topic"], negative["source_offset"]) == (b"feedback", b"0")
+        assert cluster.labels() == expected_labels(arrivals)
+
+
+def test_a_clock_in_2099_neither_moves_the_watermark_nor_holds_the_log_open() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1, now_ms=1)
+    cluster.start()
+    arrivals = traffic(seed=2)
+    cluster.send(shown("ahead", at=4_070_908_800_000), did(at=4_070_908_800_000, on="ahead"))
+    live(cluster, arrivals)
+    assert cluster.labels() == expected_labels(arrivals)
+    assert cluster.counters().malformed == 2
+    assert all(b"refuse_ahead_ms" in dict(m.headers)["error"] for m in cluster.messages(DEAD_LETTER))
+
+
+def test_a_clock_a_little_ahead_is_clamped_and_counted() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1, now_ms=50_000)
+    cluster.start()
+    cluster.turn()
+    cluster.send(shown("ahead", at=60_000), did(at=60_001, on="ahead"), shown("now", at=50_000))
+    for _ in range(3):
+        cluster.now_ms += 200
+        cluster.turn()
+    assert cluster.joiners["one"].pairs[0].core.watermark_ms <= cluster.now_ms
+    cluster.settle()
+    assert cluster.counters().clock_ahead == 2
+    assert {label[0] for label in cluster.labels()} == {"ahead", "now"}
+
+
+def test_unequal_numbers_of_partitions_are_refused_at_the_start() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.broker.create_topic(FEEDBACK, 3)
+    with pytest.raises(CopartitionError, match="impressions 2, feedback 3 partitions"):
+        cluster.start()
+
+
+def test_a_missing_topic_is_named() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.broker.create_topic(FEEDBACK, 0)
+    with pytest.raises(LogUnavailableError, match="feedback does not exist"):
+        cluster.start()
+
+
+def test_an_assignment_that_splits_a_pair_is_refused() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    cluster.broker.join(GROUP, "a stranger", (FEEDBACK,))
+    joiner = cluster.start()
+    cluster.broker.rejoin(GROUP, "a stranger")
+    with pytest.raises(CopartitionError, match="range assignor"):
+        for _ in range(3):
+            joiner.run_once()
+
+
+def committed_by(cluster: Cluster) -> dict[TopicPartition, OffsetAndMetadata]:
+    found = {}
+    for topic in (IMPRESSIONS, FEEDBACK):
+        at = TopicPartition(topic, 0)
+        committed = cluster.broker.committed(GROUP, at)
+        assert committed is not None
+        found[at] = committed
+    return found
+
+
+def open_slate(cluster: Cluster) -> None:
+    """Leaves one open slate with a committed positive behind, and no joiner."""
+    cluster.start()
+    cluster.turn()
+    cluster.now_ms += 1_000
+    cluster.send(shown(at=1_000), did(at=1_000))
+    cluster.turn()
+    cluster.kill()
+
+
+def test_foreign_metadata_is_refused() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    open_slate(cluster)
+    transaction = cluster.broker.transaction("x", cluster.broker.open_producer("x"))
+    transaction.offsets.append((GROUP, {TopicPartition(FEEDBACK, 0): OffsetAndMetadata(0, "hello")}))
+    cluster.broker.end_transaction("x", 1, is_commit=True)
+    joiner = cluster.start()
+    with pytest.raises(OffsetMetadataError, match="metadata 'hello' is not a joiner's"):
+        joiner.run_once()
+
+
+def test_other_label_settings_are_refused_while_slates_are_open_and_welcome_afterwards() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    open_slate(cluster)
+    other = schema(click=TaskConfig(action="click", window_ms=20_000))
+    cluster.schema = other
+    joiner = cluster.start()
+    with pytest.raises(OffsetMetadataError, match="slates are still open under other settings"):
+        joiner.run_once()
+    cluster.kill()
+    cluster.schema = SCHEMA
+    cluster.start()
+    cluster.settle()
+    before = cluster.labels()
+    cluster.kill()
+    cluster.schema = other
+    cluster.start()
+    at_ms = cluster.now_ms
+    cluster.send(shown("next", at=at_ms), did(at=at_ms + 15_000, on="next"))
+    cluster.settle()
+    new = [
+        labels for m in cluster.messages(EXAMPLES)[-1:] for labels in pa.ipc.open_stream(m.value).read_all().to_pylist()
+    ]
+    assert before.total() == 3
+    assert [(row["request_id"], row["label.click"]) for row in new] == [("next", [1])]
+
+
+def test_a_topic_created_anew_is_noticed() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    open_slate(cluster)
+    cluster.broker.create_topic(IMPRESSIONS, 1)
+    joiner = cluster.start()
+    with pytest.raises(OffsetMetadataError, match="created anew"):
+        joiner.run_once()
+
+
+def test_what_retention_deleted_is_counted_and_never_contradicted(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    open_slate(cluster)
+    cluster.broker.delete_before(TopicPartition(FEEDBACK, 0), 1)
+    cluster.start()
+    cluster.send(shown("next", at=cluster.now_ms))
+    cluster.settle()
+    assert cluster.counters().lost_messages == 1
+    assert "raise the retention" in caplog.text
+    labels = cluster.labels()
+    assert labels[("r", "a", "click", "final", 1, 0)] == 1
+    assert ("r", "a", "click", "final", 0, -1) not in labels, "the positive is out; without it in the log, no negative"
+    assert ("next", "a", "click", "final", 0, -1) in labels
+
+
+def test_examples_of_a_partition_stay_in_it_in_order_of_their_triggers() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=3)
+    cluster.start()
+    arrivals = traffic(seed=4)
+    live(cluster, arrivals)
+    for message in cluster.messages(EXAMPLES):
+        for row in pa.ipc.open_stream(message.value).read_all().to_pylist():
+            assert message.partition == _partition_of(cluster, row["user_id"])
+
+
+def _partition_of(cluster: Cluster, user_id: str) -> int:
+    return next(m.partition for m in cluster.messages(IMPRESSIONS) if m.key == user_id.encode())
+
+
+def test_run_commits_what_is_at_hand_before_it_returns() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    joiner = cluster.start()
+    turns = iter(range(6))
+    cluster.send(shown(at=0), did(at=1))
+    joiner.run(lambda: next(turns, None) is None)
+    assert cluster.labels() == {("r", "a", "click", "final", 1, 1): 1}
