@@ -67,6 +67,7 @@ class SnapshotFollower:
         self._schema = schema
         self._stats = stats
         self._freshness = freshness
+        self._given_up: Manifest | None = None  # it cannot be reached, and no second try will change that
         self._measured_version: int | None = None  # feedback of versions up to here is with the recorder, or too old
 
     def round(self) -> None:
@@ -75,22 +76,20 @@ class SnapshotFollower:
         Raises:
             StoreUnavailableError: the store does not answer; nothing has changed.
         """
-        held = reached = self.live
-        is_current = False
+        held = self.live
         try:
             target = self._target(held)
-            if self._measured_version is None:  # before we started nobody waited for us: not a matter of freshness
-                self._measured_version = target.version if target else 0
-            if target is not None and (held is None or target != held.manifest):
-                for manifest in chain_to(self._store, target, held.manifest if held else None):
-                    reached = self._step(reached, manifest)
-            is_current = True
-        except (SnapshotError, SnapshotMissingError) as error:
+        except SnapshotError as error:
             self._refuse(error)
-            reached = self._heal(reached)
-        if reached is not None and reached is not held:
-            is_current = self._swap(reached) and is_current
-        self.is_current = is_current
+            self.is_current = False
+            return
+        if self._measured_version is None:  # before we started nobody waited for us: not a matter of freshness
+            self._measured_version = target.version if target else 0
+        if target is None or (held is not None and target == held.manifest):
+            self.is_current = (target is None) == (held is None)  # a pointer that is gone is no good news
+        elif target != self._given_up:
+            self.is_current = self._go(held, target)
+            self._given_up = None if self.is_current else target
 
     def _target(self, held: LiveModel | None) -> Manifest | None:
         """Returns what should be served; None: nothing yet."""
@@ -101,14 +100,28 @@ class SnapshotFollower:
             return held.manifest  # an old pointer (a restored backup) leads back in time: stay
         return pointer
 
+    def _go(self, held: LiveModel | None, target: Manifest) -> bool:
+        """Returns whether `target` is served now; if not, something in between may be."""
+        reached, failed = held, None
+        try:
+            for manifest in chain_to(self._store, target, held.manifest if held else None):
+                failed = manifest
+                reached = self._step(reached, manifest)
+        except (SnapshotError, SnapshotMissingError) as error:
+            self._refuse(error)
+            reached = self._healed(reached, failed)
+        if reached is None or reached is held:
+            return False
+        return self._swap(reached) and reached.manifest == target
+
     def _step(self, held: LiveModel | None, manifest: Manifest) -> LiveModel:
         return next_live(self._schema, held, manifest, self._store.payload(manifest.version))
 
-    def _heal(self, reached: LiveModel | None) -> LiveModel | None:
+    def _healed(self, reached: LiveModel | None, failed: Manifest | None) -> LiveModel | None:
         """Returns the newest full version if it is newer than `reached` and whole, else `reached`."""
         try:
             full = self._store.latest_full()
-            if full is None or (reached is not None and full.version <= reached.manifest.version):
+            if full is None or full == failed or (reached is not None and full.version <= reached.manifest.version):
                 return reached
             healed = self._step(None, full)
         except (SnapshotError, SnapshotMissingError) as error:

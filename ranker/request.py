@@ -177,7 +177,7 @@ def _decoder(value: Any, *, is_column: bool = False) -> "msgspec.json.Decoder[An
 
 
 _PLACE = re.compile(r" - at `\$(.*?)`$")
-_MISSING = re.compile(r"missing required field `(.*)`")
+_MISSING = re.compile(r"missing required field `([^`]*)`")
 
 
 def _decode(decoder: "msgspec.json.Decoder[Decoded]", data: bytes | msgspec.Raw, field: str = "") -> Decoded:
@@ -197,8 +197,8 @@ def _explain(error: str, field: str) -> str:
 
     >>> _explain("Expected `float | null`, got `str` - at `$[3]`", "candidates.features.price")
     'candidates.features.price[3]: expected float | null, got str'
-    >>> _explain("Object missing required field `size`", "")
-    'size: required, but missing'
+    >>> _explain("Object missing required field `id` - at `$.candidates`", "")
+    'candidates.id: required, but missing'
     """
     place = _PLACE.search(error)
     path = (field + (place[1] if place else "")).removeprefix(".")

@@ -1,17 +1,14 @@
 """The user's last actions, read from Redis with one command per request; an answer never waits long for them."""
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from ranker.breaker import Breaker, BreakerConfig
+from ranker.redis_get import RedisGets
 from ranker.stats import RankerStats
 from stream.codec import decode_sequence
 from stream.exceptions import DecodeError
@@ -31,15 +28,12 @@ class SequenceConfig:
     """In front of the user id in every key; the agents write the same."""
     timeout_ms: int = 20
     """Milliseconds to wait for Redis, connecting included; at least 1."""
-    max_connections: int = 64
-    """Most connections to Redis; at least 1."""
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     """When a Redis that does not answer is left alone."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_ms", "max_connections"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        if self.timeout_ms < 1:
+            raise ValueError(f"timeout_ms: {self.timeout_ms} is not allowed; at least 1")
 
 
 class SequenceRead(NamedTuple):
@@ -59,7 +53,7 @@ class SequenceReader(Protocol):
     def is_down(self) -> bool:
         """Whether reads are failing at present."""
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Releases the connections."""
 
 
@@ -70,10 +64,7 @@ class RedisSequenceReader:
     """
 
     def __init__(self, url: str, config: SequenceConfig, stats: RankerStats, now_ms: Callable[[], int]) -> None:
-        # No retries of the client's own: they would multiply the timeout.
-        self._redis = Redis.from_url(
-            url, max_connections=config.max_connections, retry=Retry(NoBackoff(), 0), socket_timeout=None
-        )
+        self._redis = RedisGets(url)
         self._config = config
         self._stats = stats
         self._now_ms = now_ms
@@ -84,15 +75,14 @@ class RedisSequenceReader:
         if not self._breaker.allows(self._now_ms()):
             return self._without("skipped")
         try:
-            async with asyncio.timeout(self._config.timeout_ms / 1000):
-                value = await self._redis.get(self._config.prefix + user_id)
+            value = await self._redis.get(self._config.prefix + user_id, self._config.timeout_ms)
         except TimeoutError:
             return self._without("timeout")
         except (RedisError, OSError):
             return self._without("unavailable")
         self._breaker.succeeded()
         try:
-            sequence = EMPTY if value is None else decode_sequence(cast(bytes, value))
+            sequence = EMPTY if value is None else decode_sequence(value)
         except DecodeError:
             return self._without("malformed")
         self._stats.sequences_read += 1
@@ -112,6 +102,6 @@ class RedisSequenceReader:
         """See `SequenceReader.is_down`."""
         return self._breaker.is_open
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """See `SequenceReader.close`."""
-        await self._redis.aclose()
+        self._redis.close()

@@ -90,7 +90,7 @@ def create_app(
         finally:
             deliveries.cancel()
             watcher.stop()
-            await ranker.sequences.close()
+            ranker.sequences.close()
             if num_left := ranker.log.flush(flush_timeout_ms):
                 logger.warning("Stopped before the log had taken all events: lost=%d", num_left)
 

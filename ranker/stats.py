@@ -77,7 +77,7 @@ class RankerStats:
     watcher_failures: int = 0
     """Rounds of the snapshot watcher that ended in an error nobody foresaw: see the log."""
     latency_ms: Histogram = field(default_factory=lambda: Histogram(LATENCY_BOUNDS_MS))
-    """Time from the body of a rank request being there to its answer being encoded."""
+    """Time from the body of a rank request being there to its answer being there, not yet encoded."""
 
     def counters(self) -> dict[str, int | dict[str, int]]:
         """Returns the counters by name; those by reason as mappings."""
