@@ -8,16 +8,17 @@ from typing import NamedTuple
 import msgspec
 from kafka import IsolationLevel, KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from stream.exceptions import CopartitionError, LogUnavailableError
-from stream.kafka_client import RepeatFilter, refuse_security
+from stream.kafka_client import refuse_security
+from stream.kafka_log import KafkaReader
 from stream.log import FEEDBACK, IMPRESSIONS, TOPICS, KafkaConfig, TopicPartition, topic_name
 from stream.offsets import Progress
 
 _LOG = logging.getLogger(__name__)
 
-_BOOTSTRAP_TIMEOUT_MS = 10_000
+_TIMEOUT_MS = 10_000
 
 
 class TopicInfo(NamedTuple):
@@ -123,7 +124,8 @@ def topic_lag(config: KafkaConfig, group_id: str) -> dict[TopicPartition, Lag]:
 
 def _next_offset(offset: int, metadata: str) -> int:
     try:
-        return msgspec.json.decode(metadata, type=Progress).next
+        # confluent-kafka sends a string's closing NUL along, and takes it off again when it reads.
+        return msgspec.json.decode(metadata.rstrip("\0"), type=Progress).next
     except msgspec.MsgspecError:
         return offset  # another program's commit: its offset says it all
 
@@ -153,23 +155,17 @@ def _describe(admin: KafkaAdminClient, config: KafkaConfig) -> list[TopicInfo]:
 def _admin(config: KafkaConfig) -> Iterator[KafkaAdminClient]:
     """Opens an admin client; its errors become one sentence."""
     refuse_security(config, "topics are managed")
-    logger = logging.getLogger("kafka")
-    if not any(isinstance(known, RepeatFilter) for known in logger.filters):
-        logger.addFilter(RepeatFilter())
+    # Asked of librdkafka first: kafka-python leaks its socket where nobody answers, and logs every try.
+    KafkaReader(config).close()
     admin = None
     try:
         admin = KafkaAdminClient(
             bootstrap_servers=[server.strip() for server in config.bootstrap_servers.split(",")],
             client_id="freshrank-topics",
-            bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
-            request_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
+            bootstrap_timeout_ms=_TIMEOUT_MS,
+            request_timeout_ms=_TIMEOUT_MS,
         )
         yield admin
-    except KafkaTimeoutError as error:
-        raise LogUnavailableError(
-            f"kafka at {config.bootstrap_servers} does not answer: check kafka.bootstrap_servers "
-            "(or FRESHRANK_KAFKA) and that the broker runs"
-        ) from error
     except KafkaError as error:
         raise LogUnavailableError(f"kafka at {config.bootstrap_servers} refused: {error}") from error
     finally:
