@@ -168,7 +168,7 @@ def test_what_is_wrong_is_named(change: Callable[[Table], Table], sentence: str)
 def test_a_missing_list_of_scores_is_no_score() -> None:
     table = with_list("served.click", [None, [0.5, 0.25]], pa.float32())(table_of(encode(two_slates())))
     served = DECODER.decode(message_of(table)).rows.served_BT[:, 0]
-    np.testing.assert_array_equal(served, np.float32([np.nan, np.nan, np.nan, 0.5, 0.25]))
+    np.testing.assert_array_equal(served, [np.nan, np.nan, np.nan, 0.5, 0.25])
 
 
 def test_examples_of_another_schema_are_refused() -> None:

@@ -90,7 +90,7 @@ def test_predicting_the_base_rate_has_ne_one() -> None:
 
 
 def test_certain_scores_are_finite() -> None:
-    logits = logit_of(np.float32([0.0, 1.0, 0.5, np.nan]))
+    logits = logit_of(np.array([0.0, 1.0, 0.5, np.nan], np.float32))
     np.testing.assert_array_equal(logits, [-MAX_LOGIT, MAX_LOGIT, 0.0, np.nan])
     assert tally_of([-MAX_LOGIT, MAX_LOGIT], [1, 0]).figures([0])["ne"] == pytest.approx(MAX_LOGIT / math.log(2))
 

@@ -141,7 +141,7 @@ def test_a_checkpoint_inside_a_long_message_goes_on_at_its_row(tmp_path: Path) -
     log = {partition: messages[:4] for partition, messages in LOG.items()}
     whole = deterministic(None, config, log=log)
     whole.run(never)
-    rows = set()
+    rows: set[int] = set()
     for _ in range(4):
         stopped = deterministic(tmp_path, config, log=log)
         stopped.run(after_rounds(4))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 
 from model.exceptions import (
     SnapshotError,
@@ -64,6 +65,31 @@ def test_what_is_published_is_what_is_opened() -> None:
     for name, tensor in TENSORS.items():
         assert torch.equal(opened[name], tensor)
         assert opened[name].dtype == tensor.dtype
+
+
+tensors_drawn = st.dictionaries(
+    st.text(min_size=1, max_size=8),
+    st.tuples(
+        st.sampled_from([torch.float32, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool]),
+        st.lists(st.integers(0, 4), max_size=3),
+    ),
+    max_size=6,
+)
+
+
+@given(tensors_drawn)
+def test_the_library_reads_what_we_write(drawn: dict[str, tuple[torch.dtype, list[int]]]) -> None:
+    tensors = {name: (torch.rand(shape) * 100).to(dtype) for name, (dtype, shape) in drawn.items()}
+    read = load(encode_payload(tensors))
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
+
+
+def test_a_type_that_snapshots_do_not_hold_is_refused() -> None:
+    with pytest.raises(ValueError, match="w: type torch.complex64 is not allowed; torch.float32, torch.int64"):
+        encode_payload({"w": torch.ones(1, dtype=torch.complex64)})
 
 
 def test_a_manifest_survives_the_wire() -> None:
