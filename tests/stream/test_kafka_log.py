@@ -1,11 +1,9 @@
-"""The log on Kafka, on the embedded broker and on Apache Kafka: what the joiner's exactly-once protocol rests on."""
+"""What only the log on Kafka has, beyond the contract of `tests/contracts/test_log.py`: groups, outages, settings."""
 
 import logging
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from aiokafka.partitioner import DefaultPartitioner
 
 from stream import kafka_log, kafka_producer
 from stream.exceptions import FencedError, LogUnavailableError
@@ -93,46 +91,6 @@ def clients(kafka: KafkaConfig, wait_until: WaitUntil) -> Iterator[Clients]:
         client.close()
 
 
-def test_a_member_reads_nothing_before_seek_and_then_from_there(clients: Clients) -> None:
-    clients.send(clients.impressions, [b"0", b"1", b"2"])
-    member = clients.member()
-    [owned] = clients.assigned(member, num_each=4)
-    begin, end = member.begin_offsets(list(owned)), member.end_offsets(list(owned))
-    [where] = [partition for partition in owned if end[partition] > begin[partition]]
-    assert (begin[where], end[where]) == (0, 3)
-    assert [member.poll(10, 50).messages for _ in range(4)] == [[]] * 4
-    member.seek(where, 1)
-    got = clients.receive(lambda: member.poll(10, 50).messages, 2)
-    assert [(m.partition, m.offset, m.key, m.value) for m in got] == [
-        (where.partition, 1, b"k", b"1"),
-        (where.partition, 2, b"k", b"2"),
-    ]
-    member.seek(where, 0)
-    assert [m.value for m in clients.receive(lambda: member.poll(10, 50).messages, 3)] == [b"0", b"1", b"2"]
-    with pytest.raises(ValueError, match="not assigned"):
-        member.seek(TopicPartition(clients.examples, 0), 0)
-
-
-def test_key_headers_and_order_survive_and_the_key_alone_decides_the_partition(clients: Clients) -> None:
-    producer = KafkaProducer(clients.config)
-    keys = [f"user-{n}".encode() for n in range(20)]
-    for key in keys:
-        assert producer.produce(clients.feedback, key, b"v" + key, [("error", b"x"), ("n", b"\x00")])
-    assert producer.flush(20_000) == 0
-    reader = clients.reader()
-    num_partitions = reader.num_partitions(clients.feedback)
-    reader.assign({TopicPartition(clients.feedback, n): 0 for n in range(num_partitions)})
-    got = clients.receive(lambda: reader.poll(100, 50), len(keys))
-    every = list(range(num_partitions))
-    of_faust = DefaultPartitioner()
-    assert {m.key: m.partition for m in got} == {key: of_faust(key, every, every) for key in keys}
-    assert all(m.value == b"v" + (m.key or b"") and m.headers == (("error", b"x"), ("n", b"\x00")) for m in got)
-    assert all(m.timestamp_ms > 1_600_000_000_000 for m in got)
-    for partition in every:
-        offsets = [m.offset for m in got if m.partition == partition]
-        assert offsets == sorted(offsets)
-
-
 def test_a_poll_returns_at_most_what_was_asked_for(clients: Clients) -> None:
     clients.send(clients.feedback, [str(n).encode() for n in range(50)])
     reader = clients.reader()
@@ -163,38 +121,6 @@ def test_an_aborted_transaction_is_never_seen_and_its_marks_are_not_messages(cli
         lambda: reader.poll(10, 50) == [] and reader.end_offsets([written])[written] == got[1].offset + 1,
         "the end offset is the one after the last message",
     )
-
-
-def test_offsets_and_metadata_are_committed_with_the_outputs_or_not_at_all(clients: Clients) -> None:
-    member, producer = clients.member(), clients.transactional()
-    clients.assigned(member, num_each=4)
-    one, other = TopicPartition(clients.impressions, 0), TopicPartition(clients.feedback, 0)
-    assert member.committed([one, other]) == {one: None, other: None}
-    for offset, end in ((5, producer.commit), (99, producer.abort)):
-        producer.begin()
-        producer.produce(clients.examples, b"k", b"v")
-        producer.send_offsets({one: OffsetAndMetadata(offset, '{"next":7}')}, member)
-        end()
-    assert member.committed([one, other]) == {one: OffsetAndMetadata(5, '{"next":7}'), other: None}
-
-
-def test_a_second_producer_of_the_same_id_fences_the_first(clients: Clients) -> None:
-    member, old = clients.member(), clients.transactional()
-    clients.assigned(member, num_each=4)
-    old.begin()
-    old.produce(clients.examples, b"k", b"of the old one")
-    new = clients.transactional()
-    offsets = {TopicPartition(clients.impressions, 0): OffsetAndMetadata(1)}
-    with pytest.raises(FencedError):
-        old.send_offsets(offsets, member)
-        old.commit()
-    new.begin()
-    new.produce(clients.examples, b"k", b"of the new one")
-    new.send_offsets(offsets, member)
-    new.commit()
-    reader = clients.reader()
-    reader.assign({TopicPartition(clients.examples, n): 0 for n in range(2)})
-    assert [m.value for m in clients.receive(lambda: reader.poll(10, 50), 1)] == [b"of the new one"]
 
 
 def test_a_second_member_of_the_same_instance_takes_over_and_fences_the_first(clients: Clients) -> None:
@@ -264,12 +190,6 @@ def test_an_offset_that_the_log_does_not_hold_is_told(clients: Clients) -> None:
             return True
 
     clients.wait_until(is_told, "the missing offset is told")
-
-
-def test_a_topic_that_does_not_exist_has_no_partitions(clients: Clients) -> None:
-    reader = clients.reader()
-    assert reader.num_partitions(clients.examples) == 2
-    assert reader.num_partitions(f"no-{uuid.uuid4().hex}") == 0
 
 
 @pytest.mark.parametrize("make", [KafkaReader, lambda config: KafkaTransactionalProducer(config, "t")])
