@@ -115,11 +115,12 @@ def is_section(hint: object) -> bool:
 
 def value_text(value: object) -> str:
     """Returns a default as it would stand in YAML or JSON; that of a section is told by its own table."""
-    if is_section(type(value)):
+    inner = value.values() if isinstance(value, Mapping) else [value]
+    if any(is_section(type(part)) for part in inner):
         return "see below"
     if isinstance(value, Path):
         return str(value)
-    return json.dumps(value, ensure_ascii=False, default=lambda _: "see below")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _defaults(cls: Any) -> Iterator[tuple[str, str | None]]:

@@ -7,6 +7,7 @@ import pytest
 
 from freshrank import docs, reference
 from freshrank.cli import COMMANDS
+from freshrank.config import RunConfig, parse_yaml
 
 ROOT = docs.ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
@@ -56,3 +57,9 @@ def test_recipes_and_commands_named_exist(path: Path) -> None:
     commands = set(re.findall(r"(?:`|^    )freshrank ([a-z]+)", text, re.MULTILINE))
     assert recipes - RECIPES == set()
     assert commands - COMMANDS.keys() == set()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_configurations_shown_are_allowed(path: Path) -> None:
+    for text in re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        RunConfig(parse_yaml(text)).check()
