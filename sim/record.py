@@ -222,9 +222,13 @@ class _History:
 def _gzip_aside(path: Path) -> Iterator[gzip.GzipFile]:
     """Opens a gzip file that appears under its name only when complete; its bytes hold neither time nor name."""
     aside = path.with_name(path.name + ".part")
-    with (
-        aside.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed,
-    ):
-        yield packed
+    try:
+        with (
+            aside.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as packed,
+        ):
+            yield packed
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     aside.replace(path)

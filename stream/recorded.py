@@ -48,6 +48,11 @@ class RecordedCounters:
     malformed: int = 0
     """Lines that could not be decoded; they are in the dead-letter file."""
 
+    @property
+    def total(self) -> int:
+        """Lines read."""
+        return self.impressions + self.feedback + self.malformed
+
 
 class _Times(msgspec.Struct):
     ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TIME_MS)]
@@ -71,6 +76,7 @@ class RecordedLog:
 
     Attributes:
         counters: what was read so far.
+        dead_letter: where lines go that cannot be decoded.
         unknown_fields: how often each field that nobody knows was met, from the decoder.
     """
 
@@ -90,7 +96,7 @@ class RecordedLog:
         self.counters = RecordedCounters()
         self._decoder = EventDecoder(schema)
         self.unknown_fields = self._decoder.unknown_fields
-        self._dead_letter = folder / "dead-letter.jsonl" if dead_letter is None else dead_letter
+        self.dead_letter = folder / "dead-letter.jsonl" if dead_letter is None else dead_letter
         self._files = ExitStack()
         try:
             self._paths = [find_file(folder, name) for name in FILES]
@@ -130,7 +136,7 @@ class RecordedLog:
         is_first = self.counters.malformed == 0
         self.counters.malformed += 1
         letter = {"file": file, "line": line, "error": str(error), "value": data.decode(errors="replace")}
-        with self._dead_letter.open("w" if is_first else "a", encoding="utf-8") as letters:
+        with self.dead_letter.open("w" if is_first else "a", encoding="utf-8") as letters:
             letters.write(json.dumps(letter, ensure_ascii=False) + "\n")
 
 
@@ -184,8 +190,15 @@ class RecordedLogWriter:
 @contextmanager
 def _packed_aside(path: Path) -> Iterator[gzip.GzipFile]:
     aside = path.with_name(path.name + ".part")
-    with aside.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as lines:
-        yield lines
+    try:
+        with (
+            aside.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as lines,
+        ):
+            yield lines
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     aside.replace(path)
 
 
