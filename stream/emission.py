@@ -1,6 +1,6 @@
 """What leaves the join core: labels of one slate at one trigger, and how many events met which fate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from stream.schema import Impression, KindName
 
 
 class LabelColumn(NamedTuple):
-    """The labels of one task for the items of one emission; the three lists are as long as `Emission.rows`."""
+    """The labels of one task for the items of one emission; the three are as long as `Emission.rows`."""
 
-    kind: list[KindName]
-    label: list[int]
-    delay_ms: list[int]
+    kind: Sequence[KindName]
+    label: Sequence[int]
+    delay_ms: Sequence[int]
     """Event time of the feedback minus event time of the slate; -1 for a negative."""
 
 
@@ -29,12 +29,15 @@ class ItemLabel(NamedTuple):
 
 @dataclass(slots=True)
 class Emission:
-    """Labels of one slate that became known by one trigger: a feedback, or the close of a window."""
+    """Labels of one slate that became known by one trigger: a feedback, or the close of a window.
+
+    Read only: emissions that look alike share their rows and columns.
+    """
 
     impression: Impression
-    rows: list[int]
+    rows: Sequence[int]
     """Positions (0 = first) of the slate's items that are part of this emission."""
-    columns: dict[str, LabelColumn]
+    columns: Mapping[str, LabelColumn]
     """Labels by task; a task that is not named has kind `none` for all rows."""
     trigger_ms: int
     """Event time of what made the labels known: the feedback's, or slate + window + grace. The order of emissions."""

@@ -19,12 +19,12 @@ recovery from the log exact. The rules here are chosen for it and `docs/joiner.m
 
 from collections import deque
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import NamedTuple
 
+from stream.due import DueQueue
 from stream.emission import Emission, JoinCounters, LabelColumn
 from stream.policy import POLICIES, Policy
-from stream.schema import Feedback, Impression, SchemaConfig
+from stream.schema import Feedback, Impression, KindName, SchemaConfig
 from stream.watermark import NO_WATERMARK, has_passed
 
 
@@ -96,6 +96,10 @@ class _Stage(NamedTuple):
 
     close_after_ms: int
     tasks: list[_Task]
+
+
+_Closed = tuple[list[int], dict[str, LabelColumn]]
+"""Rows and columns of the emission at a close."""
 
 
 class _Slate:
@@ -173,8 +177,9 @@ class JoinCore:
 
         self._slates: dict[str, _Slate] = {}
         self._pending: dict[str, list[_Held]] = {}
-        self._due: list[tuple[int, int, _Slate]] = []
-        self._expiries: list[tuple[int, int, _Held]] = []
+        self._due: DueQueue[_Slate] = DueQueue()
+        self._expiries: DueQueue[_Held] = DueQueue()
+        self._negatives: dict[tuple[int, int], _Closed] = {}
         # In offset order; what is no longer needed is dropped when it comes to the front.
         self._slates_by_offset: deque[_Slate] = deque()
         self._held_by_offset: deque[_Held] = deque()
@@ -223,7 +228,7 @@ class JoinCore:
             held.is_pending = False
             self._judge(held, slate, emissions)
         self._settle(slate, emissions)
-        heappush(self._due, (slate_ms + self._due_after_ms[slate.stage], offset, slate))
+        self._due.add(slate_ms + self._due_after_ms[slate.stage], slate)
         return emissions
 
     def observe_feedback(self, feedback: Feedback, offset: int) -> list[Emission]:
@@ -249,7 +254,7 @@ class JoinCore:
             return []
         self._pending.setdefault(feedback.request_id, []).append(held)
         self._held_by_offset.append(held)
-        heappush(self._expiries, (expiry_ms, offset, held))
+        self._expiries.add(expiry_ms, held)
         return []
 
     def advance(self, watermark_ms: int) -> list[Emission]:
@@ -258,21 +263,19 @@ class JoinCore:
         if watermark_ms <= self._watermark_ms:
             return emissions
         self._watermark_ms = watermark_ms
-        due = self._due
-        while due and has_passed(watermark_ms, due[0][0]):
-            close_ms, offset, slate = heappop(due)
+        for slate in self._due.take(watermark_ms):
             if slate.stage == len(self._stages):
                 del self._slates[slate.impression.request_id]
                 slate.stage += 1
                 continue
             self._close(slate, emissions)
-            heappush(due, (slate.impression.ts + self._due_after_ms[slate.stage], offset, slate))
-        while self._expiries and has_passed(watermark_ms, self._expiries[0][0]):
-            held = heappop(self._expiries)[2]
+            self._due.add(slate.impression.ts + self._due_after_ms[slate.stage], slate)
+        for held in self._expiries.take(watermark_ms):
             if held.is_pending:
                 held.is_pending = False
                 self._forget_pending(held)
                 self.counters.feedback_unmatched += held.is_counted
+        emissions.sort(key=_trigger_ms)
         return emissions
 
     def oldest_needed(self, next_impression: int, next_feedback: int) -> tuple[int, int]:
@@ -356,20 +359,19 @@ class JoinCore:
         if slate.offset < self._resume.next_impression and has_passed(self._resume.watermark_ms, close_ms):
             return
         num_items = len(slate.impression.items.id)
-        columns: dict[str, LabelColumn] = {}
-        for task in stage.tasks:
-            positives = slate.positives.get(task.name) if slate.positives is not None else None
-            column = _closed_column(task.policy, positives, num_items)
-            if column is not None:
-                columns[task.name] = column
-        if not columns:
-            return
-        rows = list(range(num_items))
-        if any("none" in column.kind for column in columns.values()):
-            rows = [row for row in rows if any(column.kind[row] != "none" for column in columns.values())]
-            columns = {name: _take(column, rows) for name, column in columns.items()}
+        if slate.positives is None:
+            rows, columns = self._all_negative(slate.stage, num_items)
+        else:
+            rows, columns = _closed(stage, slate.positives, num_items)
         if rows:
             self._emit(emissions, Emission(slate.impression, rows, columns, close_ms, self._watermark_ms))
+
+    def _all_negative(self, stage: int, num_items: int) -> _Closed:
+        """Returns what goes out where nothing was positive: the usual case, and always the same."""
+        closed = self._negatives.get((stage, num_items))
+        if closed is None:
+            closed = self._negatives[stage, num_items] = _closed(self._stages[stage - 1], {}, num_items)
+        return closed
 
     def _emit(self, emissions: list[Emission], emission: Emission) -> None:
         counters = self.counters
@@ -390,22 +392,25 @@ class JoinCore:
             del self._pending[request_id]
 
 
-def _closed_column(policy: Policy, positives: dict[int, int] | None, num_items: int) -> LabelColumn | None:
-    """Returns what a policy emits of one task at the close, for all items of the slate; None if nothing."""
-    negative = policy.close_negative
-    if not positives:
-        if negative is None:
-            return None
-        return LabelColumn([negative] * num_items, [0] * num_items, [-1] * num_items)
-    column = LabelColumn([negative or "none"] * num_items, [0] * num_items, [-1] * num_items)
-    for row, delay_ms in positives.items():
-        column.kind[row] = policy.close_positive or "none"
-        if policy.close_positive is not None:
-            column.label[row] = 1
-            column.delay_ms[row] = delay_ms
-    return column
+def _closed(stage: _Stage, positives: dict[str, dict[int, int]], num_items: int) -> _Closed:
+    """Returns the rows of a slate that go out at one of its closes, and their labels."""
+    columns: dict[str, LabelColumn] = {}
+    for task in stage.tasks:
+        kind: list[KindName] = [task.policy.close_negative or "none"] * num_items
+        label, delay_ms = [0] * num_items, [-1] * num_items
+        for row, row_delay_ms in positives.get(task.name, {}).items():
+            kind[row] = task.policy.close_positive or "none"
+            if task.policy.close_positive is not None:
+                label[row], delay_ms[row] = 1, row_delay_ms
+        columns[task.name] = LabelColumn(kind, label, delay_ms)
+    rows = [row for row in range(num_items) if any(column.kind[row] != "none" for column in columns.values())]
+    if len(rows) < num_items:
+        for name, (kinds, labels, delays_ms) in columns.items():
+            columns[name] = LabelColumn(
+                [kinds[row] for row in rows], [labels[row] for row in rows], [delays_ms[row] for row in rows]
+            )
+    return rows, columns
 
 
-def _take(column: LabelColumn, rows: list[int]) -> LabelColumn:
-    kind, label, delay_ms = column
-    return LabelColumn([kind[row] for row in rows], [label[row] for row in rows], [delay_ms[row] for row in rows])
+def _trigger_ms(emission: Emission) -> int:
+    return emission.trigger_ms
