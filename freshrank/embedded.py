@@ -214,7 +214,7 @@ def _prepare_kafka(folder: Path, port: int, kafka_home: Path | None) -> tuple[li
             {**env, "KAFKA_OPTS": "-XX:TieredStopAtLevel=1"},  # it lives for a second: no time to compile well
         )
         if not formatting.ends_within(_READY_TIMEOUT_S) or formatting.exit_code() != 0:
-            formatting.stop(0)
+            formatting.kill()
             raise CommandError(
                 ExitCode.CHILD_FAILED,
                 f"kafka-storage.sh could not format {folder}: {formatting.last_words()} (log: {formatting.log_path})",
