@@ -83,16 +83,25 @@ def bin_of(logit: Float64Array) -> Int64Array:
 
 @dataclass(frozen=True, slots=True)
 class ScoredLabels:
-    """Labels that count, flat: one entry per row and task whose label is final."""
+    """Labels that count, flat: N entries, one per row and task whose label is final. Made by `scored_labels`."""
 
-    cell: Int64Array
+    cell_N: Int64Array
     """scenario * T + task."""
-    label: Float64Array
-    logit: Float64Array
+    terms_4N: Float64Array
+    """What each adds to the sums of a `Tally`."""
+    place_N: Int64Array
+    """Where each is in the histograms of a `Tally`."""
 
-    def take(self, chosen: BoolArray) -> "ScoredLabels":
+    def take(self, chosen_N: BoolArray) -> "ScoredLabels":
         """Returns the chosen entries."""
-        return ScoredLabels(self.cell[chosen], self.label[chosen], self.logit[chosen])
+        return ScoredLabels(self.cell_N[chosen_N], self.terms_4N[:, chosen_N], self.place_N[chosen_N])
+
+
+def scored_labels(cell_N: Int64Array, label_N: Float64Array, logit_N: Float64Array) -> ScoredLabels:
+    """Returns labels (0 or 1) with their scores, ready to be counted into any number of tallies."""
+    ones_N, score_N = np.ones(len(label_N)), 1.0 / (1.0 + np.exp(-logit_N))
+    terms_4N = np.stack([ones_N, label_N, cross_entropy(logit_N, label_N), score_N])
+    return ScoredLabels(cell_N, terms_4N, (cell_N * 2 + label_N.astype(np.int64)) * NUM_BINS + bin_of(logit_N))
 
 
 class Tally:
@@ -102,14 +111,14 @@ class Tally:
         self.sums = np.zeros((4, num_cells))
         """n, positives, cross-entropy, scores."""
         self.histograms = np.zeros((num_cells, 2, NUM_BINS), np.int64)
+        """Negatives, positives."""
 
     def add(self, scored: ScoredLabels) -> None:
         """Counts some labels in."""
-        probability = 1.0 / (1.0 + np.exp(-scored.logit))
-        ones = np.ones(len(scored.label))
-        for row, values in enumerate((ones, scored.label, cross_entropy(scored.logit, scored.label), probability)):
-            np.add.at(self.sums[row], scored.cell, values)
-        np.add.at(self.histograms, (scored.cell, scored.label.astype(np.int64), bin_of(scored.logit)), 1)
+        num_cells = self.sums.shape[1]
+        for row, terms_N in enumerate(scored.terms_4N):
+            self.sums[row] += np.bincount(scored.cell_N, weights=terms_N, minlength=num_cells)
+        np.add.at(self.histograms.reshape(-1), scored.place_N, 1)
 
     def merge(self, other: "Tally") -> None:
         """Adds another tally in."""

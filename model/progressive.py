@@ -19,7 +19,17 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from model.metrics import MAX_LOGIT, Arrays, BoolArray, Figures, Int64Array, ScoredLabels, Tally, logit_of
+from model.metrics import (
+    MAX_LOGIT,
+    Arrays,
+    BoolArray,
+    Figures,
+    Int64Array,
+    ScoredLabels,
+    Tally,
+    logit_of,
+    scored_labels,
+)
 
 SeriesName = Literal["counted", "served", "pre_step"]
 Span = Literal["lifetime", "window", "closed"]
@@ -159,10 +169,10 @@ class ProgressiveMetrics:
         pre_step = np.clip(pre_step_logit_BT[row, task].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
         served = logit_of(served_BT[row, task])
         has_served = ~np.isnan(served)
-        counted = ScoredLabels(cell, label, np.where(has_served, served, pre_step))
+        counted = scored_labels(cell, label, np.where(has_served, served, pre_step))
         self._series["counted"].add(counted)
-        self._series["pre_step"].add(ScoredLabels(cell, label, pre_step))
-        self._series["served"].add(ScoredLabels(cell, label, served).take(has_served))
+        self._series["pre_step"].add(scored_labels(cell, label, pre_step))
+        self._series["served"].add(counted.take(has_served))
         self._cohorts.add(counted, impression_ms_B[row])
         distance = np.abs(_sigmoid(served[has_served]) - _sigmoid(pre_step[has_served]))
         self._skew += (len(distance), distance.sum())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.metrics import LOGIT_RANGE, MAX_LOGIT, NUM_BINS, ScoredLabels, Tally, bin_of, logit_of
+from model.metrics import LOGIT_RANGE, MAX_LOGIT, NUM_BINS, Tally, bin_of, logit_of, scored_labels
 
 
 def exact_auc(logits: list[float], labels: list[float]) -> float | None:
@@ -31,7 +31,7 @@ def exact_ne(logits: list[float], labels: list[float]) -> float | None:
 
 def tally_of(logits: list[float], labels: list[float]) -> Tally:
     tally = Tally(1)
-    tally.add(ScoredLabels(np.zeros(len(labels), np.int64), np.array(labels), np.array(logits)))
+    tally.add(scored_labels(np.zeros(len(labels), np.int64), np.array(labels), np.array(logits)))
     return tally
 
 
@@ -118,7 +118,7 @@ def test_tallies_add_up_and_their_state_is_all_of_them(
 
 def test_cells_are_kept_apart_and_joined_on_request() -> None:
     tally = Tally(2)
-    tally.add(ScoredLabels(np.array([0, 1, 1]), np.array([1.0, 0.0, 1.0]), np.array([1.0, 2.0, 3.0])))
+    tally.add(scored_labels(np.array([0, 1, 1]), np.array([1.0, 0.0, 1.0]), np.array([1.0, 2.0, 3.0])))
     assert [tally.figures([cell])["n"] for cell in (0, 1)] == [1, 2]
     assert tally.figures([0, 1])["positives"] == 2
     assert tally.figures([0, 1])["auc"] == 0.5
