@@ -45,7 +45,8 @@ class TrainerConfig:
     """Messages of one poll, at most; at least 1."""
     deterministic: bool = False
     """Micro-batches depend on the log alone, so that every run over it ends with the same bits: no `max_wait_ms`, and
-    partitions are merged by watermark, which waits for (and buffers beside) a partition that brings nothing."""
+    partitions are merged by watermark, which waits for (and buffers beside) a partition that brings nothing. The bits
+    also depend on the number of torch threads."""
     publish_interval_ms: int = 1_000
     """Time between snapshots while something is learned; at least 1."""
     full_every: int = 20
@@ -184,7 +185,7 @@ class Trainer:
         self._publisher = self._new_publisher(last_version=0)
         self._published_step = 0
         self._publish_due_ms = self._checkpoint_due_ms = now_ms()
-        self._saved_messages = 0
+        self._saved_positions: dict[int, Position] = {}
 
     @property
     def positions(self) -> dict[int, Position]:
@@ -331,7 +332,8 @@ class Trainer:
         """
         if self._publisher is None:
             return None
-        self._publish_due_ms = self._now_ms() + self._config.publish_interval_ms
+        started_ms = self._now_ms()
+        self._publish_due_ms = started_ms + self._config.publish_interval_ms
         progress = Progress(
             step=self.learner.num_steps,
             watermark_ms=self.gauges.watermark_ms,
@@ -341,6 +343,10 @@ class Trainer:
         manifest = self._publisher.publish(self.learner, progress)
         if manifest is not None:
             self._published_step = manifest.step
+        else:
+            # A store that hangs costs a time-out per attempt: at most a quarter of the time goes into those.
+            ended_ms = self._now_ms()
+            self._publish_due_ms = max(self._publish_due_ms, ended_ms + 3 * (ended_ms - started_ms))
         return manifest
 
     def _new_publisher(self, last_version: int) -> Publisher | None:
@@ -372,7 +378,7 @@ class Trainer:
     def checkpoint(self) -> Path | None:
         """Writes a checkpoint. Returns its path; None if there is nothing new, no folder, or no room (counted)."""
         folder = self._parts.checkpoint_dir
-        if folder is None or self.stats.messages == self._saved_messages:
+        if folder is None or self._positions == self._saved_positions:
             return None
         started_ms = self._now_ms()
         try:
@@ -383,7 +389,7 @@ class Trainer:
             return None
         self.stats.checkpoints += 1
         self.gauges.checkpoint_ms = self._now_ms() - started_ms
-        self._saved_messages = self.stats.messages
+        self._saved_positions = dict(self._positions)
         logger.info("Checkpoint written path=%s step=%d", path, self.learner.num_steps)
         return path
 
@@ -428,7 +434,7 @@ class Trainer:
         self._next_offset = {}
         for name, count in manifest.counters.items():
             setattr(self.stats, name, count)
-        self._saved_messages = self.stats.messages
+        self._saved_positions = dict(self._positions)
         self._publisher = self._new_publisher(last_version=manifest.version)
         logger.info("Resumed from a checkpoint step=%d positions=%s", manifest.step, manifest.positions)
         return True

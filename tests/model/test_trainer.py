@@ -197,6 +197,25 @@ def test_training_goes_on_without_the_store_and_publishing_catches_up() -> None:
     assert manifest.step == trainer.learner.num_steps
 
 
+def test_a_store_that_hangs_costs_a_quarter_of_the_time_at_most() -> None:
+    class HangingStore(MemorySnapshotStore):
+        def pointer(self) -> Manifest | None:
+            clock.ms += 2_000
+            raise StoreUnavailableError("timed out")
+
+    clock = Clock()
+    trainer = new_trainer(store=HangingStore(), config=replace(CONFIG, publish_interval_ms=100), clock=clock)
+    started_ms = clock.ms
+    for offset, message in enumerate(LOG[0]):
+        trainer.train_message(message, 0, offset)
+    for _ in range(400):
+        clock.ms += 50
+        trainer.publish_if_due()
+    num_attempts = trainer.publish_stats.failures["unavailable"]
+    assert num_attempts > 2
+    assert num_attempts * 2_000 < 0.3 * (clock.ms - started_ms)
+
+
 def test_a_trainer_that_was_overtaken_stops() -> None:
     store = MemorySnapshotStore()
     config = replace(CONFIG, publish_interval_ms=1)
