@@ -120,12 +120,12 @@ class _Slate:
 class _Held:
     """Feedback that the state still rests on: pending, or what made a label of an open slate positive."""
 
-    __slots__ = ("feedback", "is_counted", "is_pending", "offset", "slate")
+    __slots__ = ("feedback", "is_new", "is_pending", "offset", "slate")
 
-    def __init__(self, feedback: Feedback, offset: int, is_counted: bool) -> None:
+    def __init__(self, feedback: Feedback, offset: int, is_new: bool) -> None:
         self.feedback = feedback
         self.offset = offset
-        self.is_counted = is_counted
+        self.is_new = is_new
         self.is_pending = True
         self.slate: _Slate | None = None
 
@@ -203,14 +203,14 @@ class JoinCore:
     def observe_impression(self, impression: Impression, offset: int) -> list[Emission]:
         """Takes one slate; returns labels of feedback that came before it, and of windows that are closed already."""
         counters = self.counters
-        is_counted = offset >= self._resume.next_impression
+        is_new = offset >= self._resume.next_impression
         request_id, slate_ms = impression.request_id, impression.ts
-        counters.impressions += is_counted
+        counters.impressions += is_new
         if request_id in self._slates:
-            counters.impression_duplicate += is_counted
+            counters.impression_duplicate += is_new
             return []
         if has_passed(self._watermark_ms, slate_ms + self._remember_ms):
-            counters.impression_late += is_counted
+            counters.impression_late += is_new
             return []
         slate = _Slate(impression, offset)
         self._slates[request_id] = slate
@@ -219,11 +219,14 @@ class JoinCore:
         if is_late:
             # Only a tombstone: it must shadow a copy of itself that is dated a little later and would not be late.
             slate.stage = len(self._stages)
-            counters.impression_late += is_counted
+            counters.impression_late += is_new
         else:
-            counters.slates += is_counted
-            counters.items += len(impression.items.id) * is_counted
+            counters.slates += is_new
+            counters.items += len(impression.items.id) * is_new
         emissions: list[Emission] = []
+        if not is_new:
+            # What was closed at the last commit is in the log: feedback read only since then must not reopen it.
+            self._settle(slate, emissions)
         for held in self._pending.pop(request_id, ()):
             held.is_pending = False
             self._judge(held, slate, emissions)
@@ -234,12 +237,12 @@ class JoinCore:
     def observe_feedback(self, feedback: Feedback, offset: int) -> list[Emission]:
         """Takes one action; returns the labels it makes known, if its slate is here and the policy wants them now."""
         counters = self.counters
-        is_counted = offset >= self._resume.next_feedback
-        counters.feedback += is_counted
+        is_new = offset >= self._resume.next_feedback
+        counters.feedback += is_new
         if feedback.action not in self._tasks_of_action:
-            counters.feedback_unknown_action += is_counted
+            counters.feedback_unknown_action += is_new
             return []
-        held = _Held(feedback, offset, is_counted)
+        held = _Held(feedback, offset, is_new)
         slate = self._slates.get(feedback.request_id)
         if slate is not None:
             held.is_pending = False
@@ -250,7 +253,7 @@ class JoinCore:
             return emissions
         expiry_ms = feedback.ts + self._last_close_after_ms
         if has_passed(self._watermark_ms, expiry_ms):
-            counters.feedback_unmatched += is_counted
+            counters.feedback_unmatched += is_new
             return []
         self._pending.setdefault(feedback.request_id, []).append(held)
         self._held_by_offset.append(held)
@@ -274,7 +277,7 @@ class JoinCore:
             if held.is_pending:
                 held.is_pending = False
                 self._forget_pending(held)
-                self.counters.feedback_unmatched += held.is_counted
+                self.counters.feedback_unmatched += held.is_new
         emissions.sort(key=_trigger_ms)
         return emissions
 
@@ -301,7 +304,7 @@ class JoinCore:
         try:
             row = slate.impression.items.id.index(feedback.item_id)
         except ValueError:
-            self.counters.feedback_unknown_item += held.is_counted
+            self.counters.feedback_unknown_item += held.is_new
             return
         delay_ms = feedback.ts - slate.impression.ts
         meaning = _OUTSIDE
@@ -335,7 +338,7 @@ class JoinCore:
             slate.seen = set()
         is_again = event_id in slate.seen
         slate.seen.add(event_id)
-        if held.is_counted:
+        if held.is_new:
             name = "feedback_duplicate" if is_again and meaning != _POSITIVE else _COUNTER[meaning]
             setattr(self.counters, name, getattr(self.counters, name) + 1)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from stream.emission import Emission
-from stream.join import JoinConfig, JoinCore
+from stream.join import JoinConfig, JoinCore, Resume
 from stream.schema import Feedback, Impression, SchemaConfig, TaskConfig
 from tests.stream.build import did, schema, shown
 
@@ -259,3 +259,12 @@ def test_a_slate_is_needed_until_forgotten_and_feedback_while_a_label_rests_on_i
 def test_impossible_settings_are_refused_by_name(settings: dict[str, int], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: .* is not allowed; at"):
         JoinConfig(**settings)
+
+
+def test_a_replay_that_reads_new_feedback_before_an_old_slate_does_not_reopen_a_closed_window() -> None:
+    """The slate's negative is committed. A click that no transaction has read is read before the slate is replayed."""
+    core = JoinCore(CLICK_AND_ORDER, CONFIG, Resume(next_impression=1, next_feedback=0, watermark_ms=62_001))
+    assert labels(core.observe_feedback(did(at=1_000), 0)) == []
+    assert labels(core.observe_impression(shown(at=0), 0)) == []
+    assert core.counters.feedback_late == 1
+    assert labels(core.advance(10**6)) == [("a", "order", 0, -1)]
