@@ -19,7 +19,7 @@ StepName = Literal["poll", "produce", "send_offsets", "commit", "committed"]
 
 
 class Crash(BaseException):
-    """The process dies here, like after kill -9: nothing of it runs any more. Not an `Exception`, nobody may catch it."""
+    """The process dies here, like after kill -9. Not an `Exception`: nobody may catch it."""
 
 
 @dataclass(slots=True)
