@@ -80,15 +80,21 @@ class RankClient:
 
     def _post(self, path: str, body: bytes) -> bytes:
         connection = self._connection()
+        is_kept_alive = connection.sock is not None
         try:
-            connection.request("POST", self._path + path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            answer = response.read()
+            try:
+                status, answer = _exchange(connection, self._path + path, body)
+            except ConnectionError:
+                # A server may close an idle connection at any time; that says nothing about a new one.
+                if not is_kept_alive:
+                    raise
+                connection.close()
+                status, answer = _exchange(connection, self._path + path, body)
         except (OSError, http.client.HTTPException) as error:
             connection.close()  # opened again by the next call
             raise UnreachableError(f"POST {path}: {type(error).__name__}: {error}") from error
-        if not 200 <= response.status < 300:
-            raise ServiceError(f"POST {path}: HTTP {response.status}: {answer[:300].decode(errors='replace')}")
+        if not 200 <= status < 300:
+            raise ServiceError(f"POST {path}: HTTP {status}: {answer[:300].decode(errors='replace')}")
         return answer
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -98,3 +104,9 @@ class RankClient:
             self._local.connection = connection
             self._open.append(connection)
         return connection
+
+
+def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes]:
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    return response.status, response.read()

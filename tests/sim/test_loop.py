@@ -29,6 +29,8 @@ class Service:
         self.requests: dict[str, dict[str, Any]] = {}
         self.feedback: list[dict[str, Any]] = []
         self.status = 200
+        self.hangs_up = False
+        """Whether each connection is closed after one answer, without a word."""
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,6 +43,7 @@ class Service:
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
+                self.close_connection = service.hangs_up
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -150,6 +153,14 @@ def test_a_call_without_an_answer_is_repeated_for_feedback_alone(
     run_until(sim, lambda: sim.counters.feedback_sent >= 50)
     assert sim.counters.feedback_unreachable == 3
     assert len({f["event_id"] for f in service.feedback}) == len(service.feedback) == sim.counters.feedback_sent
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_opened_again(service: Service) -> None:
+    service.hangs_up = True
+    sim = simulator(service.url)
+    run_until(sim, lambda: sim.counters.requests >= 50 and sim.counters.feedback_sent >= 5)
+    assert sim.counters.requests_unreachable == sim.counters.feedback_unreachable == 0
+    assert 0 <= len(service.requests) - sim.counters.requests <= CONFIG.max_in_flight  # under way at the end
 
 
 def test_errors_and_foreign_items_are_counted_and_users_go_on(service: Service) -> None:
