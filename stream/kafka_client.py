@@ -20,11 +20,16 @@ PARTITION_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001
 MAX_POLL_EXCEEDED = KafkaError._MAX_POLL_EXCEEDED  # noqa: SLF001
 NO_SUCH_OFFSET = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001
 TRANSACTION_STATE = KafkaError._STATE  # noqa: SLF001
-TOO_LARGE = KafkaError.MSG_SIZE_TOO_LARGE
 NO_SUCH_TOPIC = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+)
+_SILENT_CODES = (
+    KafkaError._TRANSPORT,  # noqa: SLF001
+    KafkaError._TIMED_OUT,  # noqa: SLF001
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+    KafkaError._RESOLVE,  # noqa: SLF001
 )
 _FENCED_CODES = frozenset(
     {
@@ -106,11 +111,14 @@ def build_client(make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
 
 
 def unavailable(config: KafkaConfig, error: KafkaException, doing: str) -> LogUnavailableError:
-    """Returns the one sentence for a broker that does not answer."""
-    return LogUnavailableError(
-        f"kafka at {config.bootstrap_servers} does not answer while {doing} ({error.args[0].name()}): "
-        "check kafka.bootstrap_servers (or FRESHRANK_KAFKA) and that the broker runs"
-    )
+    """Returns the one sentence for a broker that does not answer, or does not do what it is asked."""
+    reason = error.args[0]
+    if reason.code() in _SILENT_CODES:
+        return LogUnavailableError(
+            f"kafka at {config.bootstrap_servers} does not answer while {doing} ({reason.name()}): "
+            "check kafka.bootstrap_servers (or FRESHRANK_KAFKA) and that the broker runs"
+        )
+    return LogUnavailableError(f"kafka at {config.bootstrap_servers} refuses while {doing}: {reason.str()}")
 
 
 def translate(config: KafkaConfig, error: KafkaException, doing: str) -> StreamError:

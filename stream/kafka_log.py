@@ -208,6 +208,7 @@ class KafkaGroupMember(_Reading):
             return Poll(messages)
         # All partitions change hands at once; what the same call had received before is of the old generation.
         self._next.clear()
+        self._end.clear()
         assigned, revoked = self._assigned, self._revoked
         self._assigned, self._revoked = [], []
         return Poll([], assigned, revoked)
@@ -242,6 +243,7 @@ class KafkaGroupMember(_Reading):
         if partition not in self._owned:
             raise ValueError(f"seek: {partition.topic}[{partition.partition}] is not assigned to this member")
         self._next[partition] = offset
+        self._end.pop(partition, None)
         self._has_moved = True
 
     @property

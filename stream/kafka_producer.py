@@ -12,9 +12,9 @@ from confluent_kafka import TopicPartition as Position
 from stream.exceptions import FencedError, TransactionAbortedError
 from stream.kafka_client import (
     REQUEST_TIMEOUT_S,
-    TOO_LARGE,
     TRANSACTION_STATE,
     build_client,
+    client_logger,
     client_settings,
     translate,
     unavailable,
@@ -61,12 +61,12 @@ class KafkaProducer(_Writing):
             "message.timeout.ms": message_timeout_ms,
             "delivery.report.only.error": True,
         }
-        super().__init__(config, {"on_delivery": self._count_failure}, defaults)
+        super().__init__(config, {"on_delivery": self._take_report}, defaults)
 
     def produce(self, topic: str, key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> bool:
         """Queues one message. Returns False, without blocking, if the buffer is full: the caller counts it.
 
-        A message larger than the client may send is counted in `num_failed`.
+        What can never be sent (too large, no such topic) is counted in `num_failed` at once.
         """
         try:
             self._producer.produce(topic, value, key, headers=list(headers))
@@ -74,9 +74,7 @@ class KafkaProducer(_Writing):
             self._producer.poll(0)
             return False
         except KafkaException as error:
-            if error.args[0].code() != TOO_LARGE:
-                raise translate(self._config, error, f"writing to {topic}") from error
-            self._num_failed += 1
+            self._give_up(topic, error.args[0])
         return True
 
     def poll(self) -> None:
@@ -97,8 +95,13 @@ class KafkaProducer(_Writing):
         """Waits for the queue to empty. Returns how many messages are still in it after `timeout_ms`."""
         return self._producer.flush(timeout_ms / 1_000)
 
-    def _count_failure(self, error: KafkaError | None, _message: Any) -> None:
-        self._num_failed += error is not None
+    def _take_report(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None:
+            self._give_up(message.topic(), error)
+
+    def _give_up(self, topic: str, error: KafkaError) -> None:
+        self._num_failed += 1
+        client_logger().warning("UNSENT message given up. topic=%s error=%s", topic, error.str())
 
 
 class KafkaTransactionalProducer(_Writing):

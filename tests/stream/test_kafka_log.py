@@ -123,6 +123,20 @@ def test_an_aborted_transaction_is_never_seen_and_its_marks_are_not_messages(cli
     )
 
 
+def test_ends_are_told_right_also_between_a_seek_and_the_next_poll(clients: Clients) -> None:
+    clients.send(clients.feedback, [b"0", b"1"])
+    member = clients.member()
+    [owned] = clients.assigned(member, num_each=4)
+    for partition in owned:
+        member.seek(partition, 0)
+    [first, _] = clients.receive(lambda: member.poll(10, 50).messages, 2)
+    where = TopicPartition(first.topic, first.partition)
+    assert member.poll(10, 200).messages == []
+    assert member.end_offsets([where]) == {where: 2}
+    member.seek(where, 0)
+    assert member.end_offsets([where]) == {where: 2}
+
+
 def test_a_second_member_of_the_same_instance_takes_over_and_fences_the_first(clients: Clients) -> None:
     old = clients.member("instance")
     clients.assigned(old, num_each=4)
