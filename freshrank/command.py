@@ -51,6 +51,15 @@ def run_options(default: Path | None = None) -> Callable[[F], F]:
     return decorate
 
 
+instance_option = click.option(
+    "--instance",
+    metavar="NAME",
+    help="A name that no other process of this kind has: started again under it, it takes its partitions back at once "
+    "instead of waiting for its former self to time out.",
+)
+"""For members of consumer groups (KIP-345)."""
+
+
 def stop_signal() -> Callable[[], bool]:
     """Returns a function that tells whether SIGTERM or Ctrl-C has come. To be called from the main thread."""
     stopped = threading.Event()
