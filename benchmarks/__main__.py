@@ -8,6 +8,7 @@ import ast
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,14 @@ def run(module: str, limit_s: float = LIMIT_S) -> dict[str, Any] | str:
             last = (errors.strip().splitlines() or ["no message"])[-1]
             return f"exit code {child.returncode}: {last}"
         figures: dict[str, Any] = json.load(out)
-        return figures
+    return {goal: figure | {"question": question(module)} for goal, figure in figures.items()}
+
+
+def question(module: str) -> str:
+    """Returns what a benchmark asks: the first line of its docstring, without the names of its goals."""
+    source = (FOLDER / f"{module.rpartition('.')[2]}.py").read_text()
+    first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return re.sub(r"^[A-Z]\d+(, [A-Z]\d+)*: | Goals? [A-Z]\d+.*$", "", first)
 
 
 def machine() -> dict[str, Any]:

@@ -31,6 +31,7 @@ PARTS = (
     Part("docs/metrics.md", "metrics", reference.metrics),
     Part("docs/cli.md", "exit codes", reference.exit_codes),
     Part("docs/cli.md", "commands", reference.commands),
+    Part("README.md", "figures", reference.figures),
     Part("README.md", "tree", reference.tree),
 )
 

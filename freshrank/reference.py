@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -116,6 +117,27 @@ def exit_codes() -> str:
     return _table(("code", "meaning", "next move"), rows)
 
 
+def figures() -> str:
+    """Returns the table of the newest results of the benchmarks, and where they were measured."""
+    latest, machine = (ROOT / "benchmarks/results" / f"{name}.json" for name in ("latest", "machine"))
+    if not latest.exists():
+        return "Not measured yet."
+    where = json.loads(machine.read_text())
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    rows = []
+    for goal, figure in json.loads(latest.read_text()).items():
+        low, high = figure["ci"]
+        spread = f" ({_figure(low)} to {_figure(high)})" if low < high else ""
+        peers = "; ".join(f"{name} {_figure(value)}" for name, value in figure["peers"].items())
+        measured = f"**{_figure(figure['value'])}** {figure['unit']}{spread}"
+        rows.append((goal, figure["question"], measured, peers, figure.get("note", "")))
+    return (
+        f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']:.0f} GiB; Python {where['python']}, {versions}; "
+        f"commit {where['commit']}, {where['measured'][:10]}.\n\n"
+        + _table(("goal", "question", "median (range)", "beside it, in the same run", "note"), rows)
+    )
+
+
 def tree() -> str:
     """Returns the files of the six packages with the first line of what each says about itself."""
     lines = []
@@ -168,6 +190,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _first_line(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _help(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:

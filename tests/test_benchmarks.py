@@ -8,7 +8,7 @@ import pytest
 from benchmarks import __main__ as runner
 from benchmarks.harness import Figure, cpu_rate
 
-GOOD = """
+GOOD = """'''P2: how fast is it?'''
 from types import SimpleNamespace
 def measure():
     figure = {"value": 2.0, "unit": "items/CPU-s", "ci": [1.0, 3.0], "peers": {"dict": 4.0}, "command": "python -m x"}
@@ -29,10 +29,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_every_benchmark_of_this_repository_is_found_and_support_is_not() -> None:
+def test_every_benchmark_of_this_repository_is_found_and_asks_a_question() -> None:
     found = runner.modules()
-    assert "benchmarks.harness" not in found
-    assert "benchmarks.__main__" not in found
+    assert "benchmarks.demo" in found
+    assert not {"benchmarks.harness", "benchmarks.__main__"} & set(found)
+    assert [module for module in found if not runner.question(module).endswith("?")] == []
 
 
 def test_a_failing_benchmark_is_named_and_the_others_are_written(
@@ -46,7 +47,14 @@ def test_a_failing_benchmark_is_named_and_the_others_are_written(
     assert "P2                 2 items/CPU-s  [1, 3]  dict 4" in printed
     latest = json.loads((folder / "results/latest.json").read_text())
     assert latest == {
-        "P2": {"value": 2.0, "unit": "items/CPU-s", "ci": [1.0, 3.0], "peers": {"dict": 4.0}, "command": "python -m x"}
+        "P2": {
+            "value": 2.0,
+            "unit": "items/CPU-s",
+            "ci": [1.0, 3.0],
+            "peers": {"dict": 4.0},
+            "command": "python -m x",
+            "question": "how fast is it?",
+        }
     }
     assert json.loads((folder / "results/machine.json").read_text())["cores"] >= 1
 
