@@ -19,9 +19,8 @@ UNWATCHED = {"topics": "runs once and ends"}
 def test_compose_is_the_demo_but_for_places() -> None:
     demo, compose = (yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()) for name in ("demo", "compose"))
     places = {"kafka", "redis", "checkpoint", "ranker", "monitor"}
-    assert {key: value for key, value in demo.items() if key not in places} == {
-        key: value for key, value in compose.items() if key not in places
-    }
+    differing = {key for key in demo.keys() | compose.keys() if demo.get(key) != compose.get(key)}
+    assert differing <= places, "copy these sections of configs/demo.yaml into configs/compose.yaml"
     assert compose["kafka"]["num_partitions"] == demo["kafka"]["num_partitions"]
 
 
@@ -73,6 +72,14 @@ def test_prometheus_scrapes_what_the_configuration_names() -> None:
     [static] = job["static_configs"]
     monitor = load_config(ROOT / "configs/compose.yaml").monitor
     assert set(static["targets"]) == {*monitor.targets().values(), f"monitor:{monitor.port}"}
+
+
+def test_one_service_builds_the_image_and_the_others_wait_for_it() -> None:
+    assert [name for name, service in OURS.items() if "build" in service] == ["topics"]
+    assert {service["pull_policy"] for name, service in OURS.items() if name != "topics"} == {"never"}
+    assert all(
+        {"topics", "ranker-1"} & set(service["depends_on"]) for name, service in OURS.items() if name != "topics"
+    )
 
 
 def test_volumes_keep_what_must_survive() -> None:

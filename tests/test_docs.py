@@ -8,6 +8,7 @@ import pytest
 from freshrank import docs, reference
 from freshrank.cli import COMMANDS
 from freshrank.config import RunConfig, parse_yaml
+from freshrank.metrics import metric_table
 
 ROOT = docs.ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])
@@ -63,3 +64,9 @@ def test_recipes_and_commands_named_exist(path: Path) -> None:
 def test_configurations_shown_are_allowed(path: Path) -> None:
     for text in re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
         RunConfig(parse_yaml(text)).check()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_metrics_named_exist(path: Path) -> None:
+    named = set(re.findall(r"`(freshrank_[a-z0-9_]+)`", path.read_text()))
+    assert named - {row.name for row in metric_table()} == set()
