@@ -14,18 +14,17 @@ being opened), which leaves the softmax over the other M-1 scenarios as publishe
 only. Experts are stored and computed per group (one SEI, one CGC), so that their shapes do not depend on M.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.experts import GatedExperts
 from model.inputs import RowInputs
-from model.seeding import named_generator
+from model.seeding import Drawn, draw_uniform, initialise
 
 SanMode = Literal["on", "none", "detach"]
 
@@ -80,61 +79,6 @@ class HiNetConfig:
         )
 
 
-class Drawn(nn.Module):
-    """A module that draws its own parameters, each from a generator of its own."""
-
-    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Sets the parameters; `generator_of(name)` is the parameter's generator."""
-        raise NotImplementedError
-
-
-def initialise(net: nn.Module, seed: int) -> None:
-    """Draws every parameter from a generator seeded by `seed` and its name, so that no module shifts another's draw."""
-    for prefix, module in net.named_modules():
-        if isinstance(module, Drawn):
-            with torch.no_grad():
-                module.draw(partial(_parameter_generator, seed, prefix))
-
-
-def _parameter_generator(seed: int, prefix: str, name: str) -> torch.Generator:
-    return named_generator(seed, f"{prefix}.{name}")
-
-
-def _uniform(parameter: Tensor, fan_in: int, generator: torch.Generator) -> None:
-    """Draws as `nn.Linear` does: within 1/sqrt(fan_in). A 3-D tensor is a stack of layers, not one wide layer."""
-    bound = 1.0 / math.sqrt(fan_in)
-    parameter.uniform_(-bound, bound, generator=generator)
-
-
-class GatedExperts(Drawn):
-    """E two-layer experts and G gate logits on the same input.
-
-    The first layers of all experts and the gates are one product: rows `[e h, (e + 1) h)` of `in_weight` are W1_e, its
-    last G rows are the gates. Second layers are one batched product.
-    """
-
-    def __init__(self, width: int, *, num_experts: int, num_gates: int, hidden: int, out: int) -> None:
-        super().__init__()
-        self._split = [num_experts * hidden, num_gates]
-        self.in_weight = nn.Parameter(torch.empty(sum(self._split), width))
-        self.in_bias = nn.Parameter(torch.empty(sum(self._split)))
-        self.out_weight = nn.Parameter(torch.empty(num_experts, hidden, out))
-        self.out_bias = nn.Parameter(torch.empty(num_experts, 1, out))
-
-    def forward(self, x: RowInputs) -> tuple[Tensor, Tensor]:
-        """Returns every expert's output, [E, B, d], and the gate logits, [B, G]."""
-        hidden_BN, gate_BG = torch.split(x.linear(self.in_weight, self.in_bias), self._split, dim=1)
-        hidden_BEh = F.relu(hidden_BN).view(len(gate_BG), *self.out_weight.shape[:2])
-        return F.relu(torch.baddbmm(self.out_bias, hidden_BEh.transpose(0, 1), self.out_weight)), gate_BG
-
-    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does; gate biases are zero."""
-        width, hidden = self.in_weight.shape[1], self.out_weight.shape[1]
-        for name, fan_in in (("in_weight", width), ("in_bias", width), ("out_weight", hidden), ("out_bias", hidden)):
-            _uniform(getattr(self, name), fan_in, generator_of(name))
-        self.in_bias[self._split[0] :] = 0.0
-
-
 class SubExpertIntegration(nn.Module):
     """One SEI: K sub-experts mixed by a softmax gate on the same input, x -> [B, d]."""
 
@@ -177,8 +121,8 @@ class ScenarioAttention(Drawn):
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws embedding and weights; the gate's bias is zero."""
-        _uniform(self.embedding, 1, generator_of("embedding"))
-        _uniform(self.weight, self.weight.shape[1], generator_of("weight"))
+        draw_uniform(self.embedding, 1, generator_of("embedding"))
+        draw_uniform(self.weight, self.weight.shape[1], generator_of("weight"))
         self.bias.zero_()
 
 
@@ -234,8 +178,8 @@ class Towers(Drawn):
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            _uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
-            _uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
+            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
+            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
 
 
 class HiNet(nn.Module):

@@ -17,10 +17,9 @@ class RowInputs:
     def __init__(
         self, item_BD: Tensor, request_RD: Tensor | None = None, request_index_B: Tensor | None = None
     ) -> None:
-        if request_RD is not None and request_index_B is not None:
-            if 2 * len(request_RD) > len(item_BD):
-                item_BD = torch.cat([F.embedding(request_index_B, request_RD), item_BD], dim=1)
-                request_RD = None
+        if request_RD is not None and request_index_B is not None and 2 * len(request_RD) > len(item_BD):
+            item_BD = torch.cat([F.embedding(request_index_B, request_RD), item_BD], dim=1)
+            request_RD = None
         self._item_BD = item_BD
         self._request_RD = request_RD
         self._request_index_B = request_index_B
@@ -34,4 +33,4 @@ class RowInputs:
         request_RN = F.linear(self._request_RD, request_weight, bias)
         if len(request_RN) > 1:
             request_RN = F.embedding(self._request_index_B, request_RN)
-        return F.linear(self._item_BD, item_weight) + request_RN
+        return torch.addmm(request_RN, self._item_BD, item_weight.t())

@@ -110,7 +110,7 @@ class Learner:
         return _unsorted(logits_BT, order_B)
 
     def learn(self, batch: EncodedBatch, labels: LabelBatch) -> StepReport:
-        """Makes one step; B at least 1. The numbers are the order of a step in `docs/architecture.md`."""
+        """Makes one step; B at least 1. The numbers are the order of a step."""
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         label_BT, mask_BT, weight_BT = (
             torch.from_numpy(column[order_B]) for column in (labels.label_BT, labels.mask_BT, labels.weight_BT)

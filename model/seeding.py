@@ -1,7 +1,12 @@
 """One random stream per name, so that adding a parameter does not shift the draws of the others."""
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import xxhash
+from torch import Tensor, nn
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -12,3 +17,29 @@ def named_generator(seed: int, name: str) -> torch.Generator:
     (True, False)
     """
     return torch.Generator().manual_seed(xxhash.xxh64_intdigest(f"{seed}/{name}".encode()) >> 1)
+
+
+class Drawn(nn.Module):
+    """A module that draws its own parameters, each from a generator of its own."""
+
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Sets the parameters; `generator_of(name)` is the generator of one of them."""
+        raise NotImplementedError
+
+
+def initialise(net: nn.Module, seed: int) -> None:
+    """Draws every parameter of a network of `Drawn` modules from generators seeded by `seed` and its full name."""
+    for prefix, module in net.named_modules():
+        if isinstance(module, Drawn):
+            with torch.no_grad():
+                module.draw(partial(_parameter_generator, seed, prefix))
+
+
+def _parameter_generator(seed: int, prefix: str, name: str) -> torch.Generator:
+    return named_generator(seed, f"{prefix}.{name}")
+
+
+def draw_uniform(parameter: Tensor, fan_in: int, generator: torch.Generator) -> None:
+    """Draws as `nn.Linear` does: within 1/sqrt(fan_in). A 3-D tensor is a stack of layers, not one wide layer."""
+    bound = 1.0 / math.sqrt(fan_in)
+    parameter.uniform_(-bound, bound, generator=generator)
