@@ -3,9 +3,8 @@
 Letters: N values of a batch, U distinct rows of a batch, W embedding width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,8 +52,20 @@ class FieldCounters:
     missing_lookups: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Admissions(NamedTuple):
+    """What one micro-batch would change about the ids; K distinct keys each."""
+
+    keys: Int64Array
+    """Keys that get a row."""
+    fields: Int64Array
+    """The field of each of them."""
+    counted_keys: Int64Array
+    """Keys whose examples are counted towards their admission."""
+    counted: Int64Array
+    """Examples of each of them."""
+
+
+class Lookup(NamedTuple):
     """The rows of one micro-batch and what learning from it would change: nothing is written before `apply`."""
 
     rows_U: Int64Array
@@ -64,11 +75,8 @@ class Lookup:
     weight_UW: Tensor
     """The rows' weights; to be admitted: copies of their field's default row."""
     accumulator_U: Tensor
-    admitted_keys: Int64Array
-    admitted_fields: Int64Array
-    counted_keys: Int64Array
-    """Keys to be counted towards admission, distinct."""
-    counted: Int64Array
+    """The rows' accumulators; to be admitted: 0."""
+    admissions: Admissions
     lookups_F3: Int64Array
     """Per field: lookups, of these on the default row, of these on the missing row."""
 
@@ -114,53 +122,48 @@ class EmbeddingTable:
         layout = self.layout
         keys_N = layout.flat_keys(batch)
         rows_N = layout.rows(batch, keys_N, self.ids)
-        places = np.flatnonzero(rows_N < layout.num_reserved)
-        fields = layout.field_of(places, batch)
-        on_default = rows_N[places] == layout.default_row_F[fields]
-        lookups_F3 = np.stack(
-            [
-                np.diff(layout.field_starts(batch)),
-                np.bincount(fields[on_default], minlength=len(layout.fields)),
-                np.bincount(fields[~on_default], minlength=len(layout.fields)),
-            ],
-            axis=1,
-        )
-        places, fields = places[on_default], fields[on_default]
-        may_admit = layout.admission_F[fields] > 0
-        examples = layout.examples(batch, counts_B)[places] * may_admit
-        keys, first, inverse = np.unique(keys_N[places[examples > 0]], return_index=True, return_inverse=True)
-        fields_K = fields[examples > 0][first]
-        examples_K = np.bincount(inverse, weights=examples[examples > 0], minlength=len(keys)).astype(np.int64)
-        counted = layout.admission_F[fields_K] > 1
-        total_K = examples_K.copy()
-        total_K[counted] = self._counts.with_added(keys[counted], examples_K[counted])
-        admit = total_K >= layout.admission_F[fields_K]
-
-        new_rows = self.ids.next_rows(int(admit.sum()))
-        if len(new_rows):
-            found = np.searchsorted(keys[admit], keys_N[places]).clip(max=len(new_rows) - 1)
-            is_new = keys[admit][found] == keys_N[places]
-            rows_N[places[is_new]] = new_rows[found[is_new]]
+        reserved = np.flatnonzero(rows_N < layout.num_reserved)
+        fields = layout.field_of(reserved, batch)
+        is_default = rows_N[reserved] == layout.default_row_F[fields]
+        unknown, unknown_fields = reserved[is_default], fields[is_default]
+        admissions = self._plan(keys_N[unknown], unknown_fields, layout.examples(batch, counts_B)[unknown])
+        new_rows = self.ids.next_rows(len(admissions.keys))
         self._reserve(int(new_rows.max(initial=-1)) + 1)
-        rows_U, index_N = self._distinct(rows_N)
-        source_U = rows_U.copy()
-        accumulator_factor_U = torch.ones(len(rows_U))
         if len(new_rows):
-            place_of_new = self._place[new_rows]
-            source_U[place_of_new] = layout.default_row_F[fields_K[admit]]
-            accumulator_factor_U[torch.from_numpy(place_of_new)] = 0.0
-        source = torch.from_numpy(source_U)
+            found = np.searchsorted(admissions.keys, keys_N[unknown]).clip(max=len(new_rows) - 1)
+            is_new = admissions.keys[found] == keys_N[unknown]
+            rows_N[unknown[is_new]] = new_rows[found[is_new]]
+        rows_U, index_N = self._distinct(rows_N)
+        place_of_new = self._place[new_rows]
+        source_U = rows_U.copy()
+        source_U[place_of_new] = layout.default_row_F[admissions.fields]
+        accumulator_U = self._accumulator[torch.from_numpy(source_U)]
+        accumulator_U[torch.from_numpy(place_of_new)] = 0.0
+        num_fields = len(layout.fields)
+        lookups = np.diff(layout.field_starts(batch))
+        on_default = np.bincount(unknown_fields, minlength=num_fields)
+        on_missing = np.bincount(fields[~is_default], minlength=num_fields)
         return Lookup(
             rows_U=rows_U,
             index_N=index_N,
-            weight_UW=self._weight.index_select(0, source),
-            accumulator_U=self._accumulator.index_select(0, source) * accumulator_factor_U,
-            admitted_keys=keys[admit],
-            admitted_fields=fields_K[admit],
-            counted_keys=keys[counted],
-            counted=examples_K[counted],
-            lookups_F3=lookups_F3,
+            weight_UW=self._weight.index_select(0, torch.from_numpy(source_U)),
+            accumulator_U=accumulator_U,
+            admissions=admissions,
+            lookups_F3=np.stack([lookups, on_default, on_missing], axis=1),
         )
+
+    def _plan(self, keys_N: Int64Array, fields_N: Int64Array, examples_N: Int64Array) -> Admissions:
+        """Returns what `examples_N` examples of values without a row would count and admit; keys come out sorted."""
+        threshold_F = self.layout.admission_F
+        counts = (examples_N > 0) & (threshold_F[fields_N] > 0)
+        keys, first, inverse = np.unique(keys_N[counts], return_index=True, return_inverse=True)
+        fields = fields_N[counts][first]
+        added = np.bincount(inverse, weights=examples_N[counts], minlength=len(keys)).astype(np.int64)
+        is_counted = threshold_F[fields] > 1
+        total = added.copy()
+        total[is_counted] = self._counts.with_added(keys[is_counted], added[is_counted])
+        is_admitted = total >= threshold_F[fields]
+        return Admissions(keys[is_admitted], fields[is_admitted], keys[is_counted], added[is_counted])
 
     def apply(self, lookup: Lookup, grad_UW: Tensor, config: OptimConfig) -> None:
         """Steps the looked-up rows by their gradients and admits what the lookup planned.
@@ -168,12 +171,13 @@ class EmbeddingTable:
         Nothing may have changed since the lookup.
         """
         self._clock += 1
-        new_rows = self.ids.insert(lookup.admitted_keys)
+        admissions = lookup.admissions
+        new_rows = self.ids.insert(admissions.keys)
         self._generation[new_rows] += 1
-        self._field_of_row[new_rows] = lookup.admitted_fields
-        for key in lookup.admitted_keys.tolist():
+        self._field_of_row[new_rows] = admissions.fields
+        for key in admissions.keys.tolist():
             self._evicted_at.pop(key, None)
-        self._counts.add(lookup.counted_keys, lookup.counted)
+        self._counts.add(admissions.counted_keys, admissions.counted)
         weight_UW, accumulator_U = rowwise_adagrad(
             lookup.weight_UW, lookup.accumulator_U, grad_UW, lr=config.row_lr, eps=config.row_eps
         )
@@ -217,9 +221,8 @@ class EmbeddingTable:
     def state(self) -> dict[str, Tensor]:
         """Returns everything for a bit-exact resume."""
         num_rows = self.ids.num_rows
-        tensors = {f"ids.{name}": array for name, array in self.ids.state().items()}
         arrays: dict[str, npt.NDArray[Any]] = {
-            **tensors,
+            **{f"ids.{name}": array for name, array in self.ids.state().items()},
             **{f"admission.{name}": array for name, array in self._counts.state().items()},
             "changed_at": self._changed_at[:num_rows].copy(),
             "generation": self._generation[:num_rows].copy(),
@@ -271,14 +274,11 @@ class EmbeddingTable:
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
 
     def _count(self, lookup: Lookup) -> None:
-        admitted_F = np.bincount(lookup.admitted_fields, minlength=len(self.layout.fields)).tolist()
-        names: Sequence[str] = [one.name for one in self.layout.fields]
-        for name, admitted, (lookups, default, missing) in zip(
-            names, admitted_F, lookup.lookups_F3.tolist(), strict=True
-        ):
-            counters = self.counters[name]
+        admitted_F = np.bincount(lookup.admissions.fields, minlength=len(self.layout.fields)).tolist()
+        for one, admitted, lookups in zip(self.layout.fields, admitted_F, lookup.lookups_F3.tolist(), strict=True):
+            counters = self.counters[one.name]
             counters.rows += admitted
             counters.admissions += admitted
-            counters.lookups += lookups
-            counters.default_lookups += default
-            counters.missing_lookups += missing
+            counters.lookups += lookups[0]
+            counters.default_lookups += lookups[1]
+            counters.missing_lookups += lookups[2]

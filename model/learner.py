@@ -167,7 +167,7 @@ class Learner:
             dense_clipped=skipped is None and grad_norm > optim.dense_clip,
             rows_clipped=num_rows_clipped,
             rows_touched=len(lookup.rows_U),
-            rows_admitted=len(lookup.admitted_keys) if skipped is None else 0,
+            rows_admitted=len(lookup.admissions.keys) if skipped is None else 0,
             weights_capped=num_capped,
         )
 
