@@ -20,8 +20,8 @@ RATES: Mapping[str, tuple[str, ...]] = {
     "impressions_per_s": ("freshrank_ranker_impressions_total",),
     "feedback_per_s": ("freshrank_ranker_feedback_total",),
     "events_per_s": ("freshrank_joiner_items_total", "freshrank_joiner_feedback_total"),
-    "examples_per_s": ("freshrank_trainer_rows_total",),
-    "steps_per_s": ("freshrank_trainer_batches_total",),
+    "examples_per_s": ("freshrank_trainer_examples_total",),
+    "steps_per_s": ("freshrank_trainer_steps_total",),
     "snapshots_per_s": ("freshrank_trainer_snapshots_total",),
 }
 """Throughput at each arrow of the loop, and the counters whose sum it is the slope of."""
@@ -62,7 +62,9 @@ class ProcessState:
 
     name: str
     scrape: Scrape | None = None
-    """None while it does not answer."""
+    """The last one it answered; what it said then stays on the page. None before the first."""
+    is_up: bool = False
+    """Whether it answered the last time."""
     started_s: float | None = None
     restarts: int = 0
     """Times it came back with another start time."""
@@ -87,9 +89,10 @@ class Board:
         self._now_ms = now_ms
         for name, scrape in scrapes.items():
             process = self._processes[name]
-            process.scrape = scrape
+            process.is_up = scrape is not None
             if scrape is None:
                 continue
+            process.scrape = scrape
             started_s = scrape.value("process_start_time_seconds")
             if process.started_s is not None and started_s is not None and started_s > process.started_s + 1:
                 process.restarts += 1
@@ -106,17 +109,19 @@ class Board:
 
     def state(self) -> dict[str, Any]:
         """Returns everything the page shows, as JSON can say it."""
+        processes = [self._process(process) for process in self._processes.values()]
         return {
             "now_ms": self._now_ms,
             "schema": {"tasks": self._tasks, "scenarios": self._scenarios},
-            "processes": [self._process(process) for process in self._processes.values()],
+            "processes": processes,
+            "memory_bytes": sum(process["resident_bytes"] or 0 for process in processes) or None,
             "freshness": self._freshness(),
             "model": self._model(),
             "quality": self._quality(),
             "lift": self._lift(),
             "flow": self._flow(),
             "join": self._join(),
-            "examples": self._number("freshrank_trainer_rows_total"),
+            "examples": self._number("freshrank_trainer_examples_total"),
         }
 
     def history(self) -> dict[str, list[float | None]]:
@@ -173,7 +178,7 @@ class Board:
         return {
             "version": self._worst("freshrank_ranker_version"),
             "age_ms": _times(self._worst("freshrank_ranker_model_age_seconds"), 1_000),
-            "steps": self._number("freshrank_trainer_batches_total"),
+            "steps": self._number("freshrank_trainer_steps_total"),
             "snapshots": self._total("freshrank_trainer_snapshots_total"),
         }
 
@@ -224,11 +229,11 @@ class Board:
             cpu_share = max(end_s - start_s, 0.0) / max((end_ms - start_ms) / 1_000, 1e-3)
         return {
             "name": process.name,
-            "up": scrape is not None,
-            "uptime_ms": self._now_ms - process.started_s * 1_000 if scrape and process.started_s else None,
+            "up": process.is_up,
+            "uptime_ms": self._now_ms - process.started_s * 1_000 if process.is_up and process.started_s else None,
             "restarts": process.restarts,
-            "cpu_share": cpu_share if scrape else None,
-            "resident_bytes": scrape.value("process_resident_memory_bytes") if scrape else None,
+            "cpu_share": cpu_share if process.is_up else None,
+            "resident_bytes": scrape.value("process_resident_memory_bytes") if process.is_up and scrape else None,
         }
 
 

@@ -19,13 +19,16 @@ class CommandRow(NamedTuple):
 
 COMMANDS = {
     "up": CommandRow("freshrank.up:up", "Runs the whole loop on this machine."),
-    "join": CommandRow("freshrank.join:join", "Makes labelled examples from impressions and feedback."),
+    "join": CommandRow("freshrank.join:join", "Makes labelled examples from impressions and feedback, exactly once."),
     "train": CommandRow("freshrank.train:train", "Learns from examples and publishes snapshots."),
     "rank": CommandRow("freshrank.rank:rank", "Serves rankings over HTTP with the newest snapshot."),
     "agents": CommandRow("freshrank.agents:agents", "Keeps each user's last actions in Redis."),
     "simulate": CommandRow("freshrank.simulate:simulate", "Acts as the users of a world with known truth."),
     "monitor": CommandRow("freshrank.monitor:monitor", "Serves the live page."),
-    "replay": CommandRow("freshrank.replay:replay", ""),
+    "replay": CommandRow(
+        "freshrank.replay:replay",
+        "Replays the recorded log in FOLDER: the same joiner and trainer as live, in one process, driven by event time.",  # noqa: E501 - as in its own help,
+    ),
     "convert": CommandRow(
         "freshrank.convert:convert", "Converts the data set NAME in the folder SOURCE into a recorded log in FOLDER."
     ),

@@ -4,6 +4,7 @@ Sections are built lazily on purpose: the owner of `model` imports torch, and a 
 must not pay for it. Whole files are checked by `RunConfig.check`, which `freshrank up` and `freshrank config` call.
 """
 
+import copy
 import hashlib
 import importlib
 import json
@@ -161,6 +162,13 @@ class RunConfig:
                 raise ConfigError(unknown(str(key), str(key), allowed))
         self._settings = settings
 
+    def with_overrides(self, overrides: Sequence[str]) -> "RunConfig":
+        """Returns the same run with some settings (`a.b=value`) overridden once more."""
+        settings = copy.deepcopy(dict(self._settings))
+        for override in overrides:
+            put_override(settings, override)
+        return RunConfig(settings, [*self.arguments, *(part for name in overrides for part in ("--set", name))])
+
     def section(self, name: str) -> Any:
         """Returns a section by its name, built by its owner's dataclass."""
         return getattr(self, name)
@@ -310,10 +318,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
         if environ is not None and environ.get(setting.variable):
             put(settings, setting.setting, environ[setting.variable])
     for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals or not all(name.split(".")):
-            raise ConfigError(f"--set {override}: must be SECTION.KEY=VALUE")
-        put(settings, name.split("."), _yaml(value))
+        put_override(settings, override)
     return RunConfig(settings, ["--config", str(path), *(part for name in overrides for part in ("--set", name))])
 
 
@@ -325,6 +330,14 @@ def parse_yaml(text: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{show(data)} is not a mapping of sections")
     return data
+
+
+def put_override(settings: dict[str, Any], override: str) -> None:
+    """Sets what `a.b=value` says, in place; the value is YAML."""
+    name, equals, value = override.partition("=")
+    if not equals or not all(name.split(".")):
+        raise ConfigError(f"--set {override}: must be SECTION.KEY=VALUE")
+    put(settings, name.split("."), _yaml(value))
 
 
 def put(settings: dict[str, Any], path: Sequence[str], value: object) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from model.trainer import ExampleMessage
+from model.source import ExampleMessage
 from stream.exceptions import LogUnavailableError
 from stream.log import EXAMPLES, KafkaConfig, Reader, TopicPartition, topic_name
 

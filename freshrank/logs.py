@@ -12,10 +12,12 @@ QUIET = ("aiokafka", "faust", "mode", "httpx", "httpcore", "kafka", "uvicorn", "
 class LineFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z INFO joiner stream.joiner: Transaction committed. topic=examples offset=17`."""
 
-    converter = time.gmtime
-
     def __init__(self, process: str) -> None:
-        super().__init__(f"%(asctime)s.%(msecs)03dZ %(levelname)s {process} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        super().__init__(f"%(asctime)s.%(msecs)03dZ %(levelname)s {process} %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Returns the record's time in UTC, to the second; the format adds the milliseconds."""
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
 
 
 def setup_logging(process: str, level: str) -> None:

@@ -109,7 +109,7 @@ COUNTERS: Mapping[str, str] = {
 
 
 def counter_rows(area: str) -> list[MetricRow]:
-    """Returns the counters of one area; counts by reason get the label `reason`. None for the monitor, who only reads."""
+    """Returns the counters of one area; counts by reason get the label `reason`. The monitor has none."""
     if area not in COUNTERS:
         return []
     owner = _owner(area)

@@ -44,7 +44,7 @@ def rank(run: RunConfig) -> None:
     from ranker.watcher import SnapshotWatcher
 
     torch.set_num_threads(1)  # one request is too small to be worth splitting, and the cores have other work
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model, run.store)
+    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
     ranker = build_ranker(run, store)
     watcher = SnapshotWatcher(store, ranker.follower, run.ranker.watcher, ranker.stats)
     own = registry("ranker", lambda: readings(ranker))

@@ -22,10 +22,10 @@ def list_snapshots(run: RunConfig) -> None:
     """  # noqa: D301 - click wants the character
     from model.store_redis import RedisSnapshotStore
 
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model, run.store)
+    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
     live = store.pointer()
     if live is None:
-        click.echo(f"{run.trainer.model}: no snapshot yet")
+        click.echo(f"{run.trainer.model_name}: no snapshot yet")
     for version in store.versions():
         manifest = store.manifest(version)
         if manifest is None:  # retired while we look

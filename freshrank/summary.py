@@ -48,6 +48,7 @@ def run_report(
         "time_to_first_changed_ranking_s": times(since(facts.changed_ms, started_ms), 1e-3),
         "memory_bytes": peak_memory_bytes,
         "restarts": restarts,
+        "processes": {process["name"]: process for process in state["processes"]},
         "config_hash": state["config_hash"],
     }  # fmt: skip
 
@@ -77,7 +78,8 @@ def summary(report: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "examples   {} in {} steps, {} snapshots".format(*counts)
     yield f"events     {number(report['events_per_s'], 0)} per second"
-    yield f"freshness  p50 {number(fresh['p50'], 0)} ms, p99 {number(fresh['p99'], 0)} ms of {number(fresh['n'], 0)} actions"
+    p50, p99, n = (number(fresh[name], 0) for name in ("p50", "p99", "n"))
+    yield f"freshness  p50 {p50} ms, p99 {p99} ms over {n} actions"
     yield f"lift       {number(lift, 0)} % of what an oracle would gain over a random order"
     yield f"memory     {number(times(report['memory_bytes'], 2**-30), 2)} GiB resident at most, all processes"
     yield f"change     {number(changed_s, 1)} s from the start to the first ranking changed by a learned click"

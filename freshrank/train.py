@@ -14,7 +14,8 @@ from freshrank.exits import CommandError, ExitCode
 
 if TYPE_CHECKING:
     from freshrank.metrics import Reading
-    from model.trainer import ExampleMessage, Trainer
+    from model.source import ExampleMessage
+    from model.trainer import Trainer
     from stream.log import KafkaConfig, Producer
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def train(run: RunConfig, threads: int) -> None:
     torch.set_num_threads(threads)
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = KafkaReader(run.kafka), KafkaProducer(run.kafka)
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model, run.store)
+    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
     run_id = uuid.uuid4().hex
     try:
         trainer = Trainer(
@@ -64,10 +65,10 @@ def train(run: RunConfig, threads: int) -> None:
             run_id=run_id,
         )
         serve_metrics("trainer", addresses(run.monitor.trainer)[0], lambda: readings(trainer))
-        _logger.info("Training. model=%s run_id=%s checkpoints=%s", run.trainer.model, run_id, folder)
+        _logger.info("Training. model=%s run_id=%s checkpoints=%s", run.trainer.model_name, run_id, folder)
         trainer.run(should_stop)
         saved = is_saved(trainer)
-        _logger.info("Stopped after the last step. rows=%s steps=%s", trainer.stats.rows, trainer.stats.batches)
+        _logger.info("Stopped after the last step. examples=%s steps=%s", trainer.stats.examples, trainer.stats.steps)
     finally:
         dead_letters.flush(FLUSH_TIMEOUT_MS)
         reader.close()
@@ -114,21 +115,21 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     """Yields the trainer's metrics."""
     from freshrank.metrics import Reading, read_counters
 
-    stats, publish = trainer.stats, trainer.stats.publish
-    yield from read_counters("trainer", stats)
-    yield Reading("freshrank_trainer_snapshots_total", publish.fulls, ("full",))
-    yield Reading("freshrank_trainer_snapshots_total", publish.deltas, ("delta",))
-    for reason in ("rejected", "refused", "unavailable"):
-        yield Reading("freshrank_trainer_publish_failures_total", getattr(publish, reason), (reason,))
+    gauges, publish = trainer.gauges, trainer.publish_stats
+    yield from read_counters("trainer", trainer.stats)
+    for kind, count in publish.snapshots.items():
+        yield Reading("freshrank_trainer_snapshots_total", count, (kind,))
+    for reason, count in publish.failures.items():
+        yield Reading("freshrank_trainer_publish_failures_total", count, (reason,))
     yield Reading("freshrank_trainer_version", publish.version)
     yield Reading("freshrank_trainer_epoch", publish.epoch)
     yield Reading("freshrank_trainer_payload_bytes", publish.payload_bytes)
     yield Reading("freshrank_trainer_publish_seconds", publish.last_ms / 1_000)
-    yield Reading("freshrank_trainer_checkpoint_seconds", stats.checkpoint_ms / 1_000)
-    yield Reading("freshrank_trainer_loss", stats.loss)
-    yield Reading("freshrank_trainer_grad_norm", stats.grad_norm)
-    if stats.watermark_ms:
-        yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - stats.watermark_ms) / 1_000)
+    yield Reading("freshrank_trainer_checkpoint_seconds", gauges.checkpoint_ms / 1_000)
+    yield Reading("freshrank_trainer_loss", gauges.loss)
+    yield Reading("freshrank_trainer_grad_norm", gauges.grad_norm)
+    if gauges.watermark_ms:
+        yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - gauges.watermark_ms) / 1_000)
     names = {
         "n": "window_rows",
         "positives": "window_positives",

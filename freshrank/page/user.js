@@ -4,6 +4,7 @@ import { duration, el, fixed, percent } from "./format.js";
 
 const REFRESH_MS = 500;
 const FOLLOW_MS = 8_000; // how long the list is refreshed after an action
+const AFTER_MS = 1_500; // and how long after the model has learned it
 const SIZE = 10;
 
 const slate = document.getElementById("slate");
@@ -38,11 +39,14 @@ async function begin() {
   }
 }
 
+/** Asks for the slate of a session's candidates. Every answer is a slate shown, with a request id of its own. */
+function ask({ user: user_id, scenario, candidates: { candidates, user, context } }) {
+  return postJson("/api/rank", { user_id, scenario, candidates, user, context, size: SIZE });
+}
+
 async function rank() {
   const mine = session;
-  const { candidates, user, context } = mine.candidates;
-  const body = { user_id: mine.user, scenario: mine.scenario, candidates, user, context, size: SIZE };
-  const answer = await postJson("/api/rank", body);
+  const answer = await ask(mine);
   if (mine !== session) return;
   const before = mine.answer;
   mine.answer = answer;
@@ -52,8 +56,11 @@ async function rank() {
 async function act(item, action) {
   const mine = session;
   const before = mine.answer;
-  const feedback = { request_id: before.request_id, user_id: mine.user, item_id: item, action };
   try {
+    // A label counts within seconds of its slate, but people read for longer. So the slate is asked for once more.
+    const again = await ask(mine);
+    const shown = again.items.some((entry) => entry.id === item) ? again : before;
+    const feedback = { request_id: shown.request_id, user_id: mine.user, item_id: item, action };
     const sent = await postJson("/api/feedback", feedback);
     mine.acted.set(item, action);
     clearTimeout(mine.follow?.timer);
@@ -85,7 +92,9 @@ async function follow() {
   tell(state.done === null
     ? `${describe(state.action)} ${state.item}. Model version ${state.version} → ${answer.snapshot}; not learned yet. ${change}`
     : `Model version ${state.version} → ${answer.snapshot}: your ${state.action} was learned within ${duration(state.done)}. ${change}`);
-  if (answer.now_ms - state.since_ms < FOLLOW_MS) state.timer = setTimeout(follow, REFRESH_MS);
+  // Every refresh is a slate without a click, so it does not go on long after the answer is known.
+  const until_ms = state.done === null ? FOLLOW_MS : Math.min(state.done + AFTER_MS, FOLLOW_MS);
+  if (answer.now_ms - state.since_ms < until_ms) state.timer = setTimeout(follow, REFRESH_MS);
 }
 
 /** Draws the slate; items that moved slide from where they were, with an arrow saying how far. */

@@ -34,7 +34,7 @@ def test_rate_is_the_slope_of_a_counter_summed_over_processes() -> None:
 def test_counter_that_starts_again_is_no_negative_rate() -> None:
     shown = board()
     for second, count in enumerate([500.0, 900.0, 3.0]):
-        shown.observe(1_000 * second, {"trainer": scrape(freshrank_trainer_rows_total=count)})
+        shown.observe(1_000 * second, {"trainer": scrape(freshrank_trainer_examples_total=count)})
     assert shown.state()["flow"]["examples_per_s"] == 0.0
 
 

@@ -11,6 +11,8 @@ from freshrank.strict import ConfigError
 
 REPO_ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((REPO_ROOT / "configs").glob("*.yaml"))
+LIVE = ("compose.yaml", "demo.yaml", "production.yaml")
+"""Configurations of whole runs; the others are for replays, which have no ranker and no simulator."""
 SMALL = """
 scenarios: [home]
 tasks:
@@ -28,7 +30,12 @@ def small(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_shipped_configuration_is_right(path: Path) -> None:
-    load_config(path).check()
+    run = load_config(path)
+    if path.name in LIVE:
+        run.check()
+    else:
+        for name in ("schema", "join", "model", "trainer"):
+            assert getattr(run, name) is not None
 
 
 def test_production_does_not_explore_and_the_demo_does() -> None:
@@ -120,12 +127,10 @@ def test_resolved_form_masks_passwords_and_can_be_read_again(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        (
-            "blender.weights.shop={click: 1}",
-            "blender.weights.shop: no such scenario; allowed: default, home, search, deals",
-        ),
-        ("blender.weights.home.buy=1", "blender.weights.home.buy: no such task; allowed: click, order, hide"),
-        ("blender.scale.buy=1", "blender.scale.buy: no such task; allowed: click, order, hide"),
+        ("blender.weights.shop={click: 1}", "blender.weights: shop is not known; one of default, home, search, deals"),
+        ("blender.weights.home.buy=1", "blender.weights.home: buy is not known; one of click, order, hide"),
+        ("blender.scale.buy=1", "blender.scale: buy is not known; one of click, order, hide"),
+        ("ranker.server.port=9", "ranker.server.port: 9 is not among those the page asks: 127.0.0.1:8620"),
         ("join.idle_ms=1", "join.idle_ms: 1 is not allowed; at least join.commit_interval_ms"),
         ("monitor.trainer=127.0.0.1:8611", "monitor.trainer: 127.0.0.1:8611 is taken by monitor.joiner"),
         ("sim.scenarios={home: {}}", "sim.scenarios: home is not what the run lists: home, search, deals"),

@@ -1,0 +1,183 @@
+"""`freshrank up`: the whole loop on this machine under one supervisor.
+
+1 check the configuration and the ports   2 start broker and Redis, create topics   3 start all processes
+4 once per second: look after them, probe, say how it goes   5 stop the processes, then the services   6 report
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from freshrank import launch
+from freshrank.command import now_ms, run_options, stop_signal
+from freshrank.config import RunConfig, addresses
+from freshrank.embedded import BrokerKind
+from freshrank.exits import CommandError, ExitCode
+from freshrank.memory import resident_bytes
+from freshrank.probe import Probe, ProbeFacts
+from freshrank.summary import run_report, status_line, summary
+from freshrank.supervisor import Supervisor
+
+_logger = logging.getLogger(__name__)
+RUNS = Path("run")
+MAX_RESTARTS = 5
+"""A process that was started again so often without staying up is given up, and the run with it."""
+PROBE_SIZE = 10
+STATE_TIMEOUT_S = 1.0
+
+
+@click.command()
+@run_options(default=Path("configs/demo.yaml"))
+@click.option("--kafka", metavar="HOST:PORT", envvar="FRESHRANK_KAFKA", help="Use this Kafka instead of starting one.")
+@click.option("--redis", metavar="URL", envvar="FRESHRANK_REDIS", help="Use this Redis instead of starting one.")
+@click.option(
+    "--broker",
+    type=click.Choice(["noida", "kafka"]),
+    default="noida",
+    show_default=True,
+    help="Which broker to start: the embedded one, or the Apache Kafka in the folder KAFKA_HOME.",
+)
+@click.option("--for", "seconds", type=click.FloatRange(min=1), metavar="SECONDS", help="End after so many seconds.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures as JSON at the end.")
+@click.option(
+    "--dir", "folder", type=click.Path(file_okay=False, path_type=Path),
+    help="Keep logs, checkpoints and data here; run/<time> if absent.",
+)  # fmt: skip
+def up(
+    run: RunConfig,
+    kafka: str | None,
+    redis: str | None,
+    broker: BrokerKind,
+    seconds: float | None,
+    report: Path | None,
+    folder: Path | None,
+) -> int:
+    """Runs the whole loop on this machine.
+
+    Starts a broker, Redis and all processes, prints the address of the live page and one line per second, and leaves
+    nothing behind at the end. Exit code 0 says that a ranking was served by a snapshot trained from this run's events.
+
+    \b
+    Example:
+      freshrank up
+      freshrank up --for 60 --report report.json
+      freshrank up --kafka localhost:9092 --redis redis://localhost:6379/0
+    """  # noqa: D301 - click wants the character
+    should_stop = stop_signal()
+    started_ms = now_ms()
+    folder = folder or RUNS / time.strftime("%Y%m%d-%H%M%S")
+    given = {"kafka.bootstrap_servers": kafka, "redis.url": redis, "checkpoint.folder": str(folder / "checkpoints")}
+    run = run.with_overrides([f"{name}={json.dumps(value)}" for name, value in given.items() if value])
+    launch.check_config(run)  # 1
+    launch.check_ports(run)
+    with ExitStack() as services:
+        home = Path(os.environ["KAFKA_HOME"]) if os.environ.get("KAFKA_HOME") else None
+        for service in launch.start_services(  # 2
+            run, folder, broker=None if kafka else broker, kafka_home=home, with_redis=not redis
+        ):
+            services.callback(service.stop)
+        from stream.topics import create_topics
+
+        create_topics(run.kafka)
+        supervisor = Supervisor(launch.specs(run), folder, lambda: time.monotonic_ns() // 1_000_000)
+        services.callback(supervisor.stop)  # 5
+        supervisor.start()  # 3
+        click.echo(f"The page:  http://{run.monitor.host}:{run.monitor.port}/   (Ctrl-C stops; logs in {folder}/logs)")
+        watch = Watch(run, supervisor, started_ms)
+        watch.run(lambda: should_stop() or (seconds is not None and now_ms() - started_ms >= seconds * 1_000))  # 4
+    return finish(watch.report(), report)  # 6
+
+
+def finish(figures: dict[str, Any] | None, path: Path | None) -> int:
+    """Prints the summary, writes the report. Returns the exit code."""
+    if figures is None:
+        raise CommandError(ExitCode.NOT_LEARNED, "The run ended before the monitor had anything to say")
+    click.echo("")
+    for line in summary(figures):
+        click.echo(line)
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+    if not figures["learned"]:
+        raise CommandError(ExitCode.NOT_LEARNED, "No ranking was served by a snapshot trained from this run's events")
+    return ExitCode.OK
+
+
+class Watch:
+    """Looks after a run once per second: supervisor, probe, state, memory, status line."""
+
+    def __init__(self, run: RunConfig, supervisor: Supervisor, started_ms: int) -> None:
+        """Takes a run whose processes have been started."""
+        from sim.world import World
+
+        self._supervisor, self._started_ms = supervisor, started_ms
+        self._monitor = httpx.Client(base_url=f"http://{run.monitor.host}:{run.monitor.port}", timeout=STATE_TIMEOUT_S)
+        action = next(iter(run.schema.tasks.values())).action
+        self._probe = Probe(World(run.sim), action, f"http://{addresses(run.monitor.ranker)[0]}", PROBE_SIZE, now_ms)
+        self._state: dict[str, Any] | None = None
+        self._peak_bytes: int | None = None
+        self._ended_ms = started_ms
+
+    @property
+    def facts(self) -> ProbeFacts:
+        """What the probe has seen."""
+        return self._probe.facts
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Goes on until told to stop.
+
+        Raises:
+            CommandError: a process ended and will not come back.
+        """
+        try:
+            while not should_stop():
+                second_s = time.monotonic()
+                self.step()
+                time.sleep(max(0.0, 1.0 - (time.monotonic() - second_s)))
+        finally:
+            self._probe.close()
+            self._monitor.close()
+
+    def step(self) -> None:
+        """Makes one round and prints its line."""
+        self._supervisor.poll()
+        for status in self._supervisor.status():
+            if status.state == "ended" or status.num_restarts > MAX_RESTARTS:
+                raise launch.not_coming_back(status.name, status.exit_code, status.log_path)
+        self._probe.step()
+        self._state = self._fetch() or self._state
+        memory = resident_bytes(os.getpid())
+        if memory is not None:
+            self._peak_bytes = max(memory, self._peak_bytes or 0)
+        self._ended_ms = now_ms()
+        click.echo(status_line((self._ended_ms - self._started_ms) / 1_000, self._state, memory))
+
+    def report(self) -> dict[str, Any] | None:
+        """Returns the figures of the run so far; None if the monitor never answered."""
+        if self._state is None:
+            return None
+        return run_report(
+            self._state,
+            self.facts,
+            started_ms=self._started_ms,
+            ended_ms=self._ended_ms,
+            peak_memory_bytes=self._peak_bytes,
+            restarts=sum(status.num_restarts for status in self._supervisor.status()),
+        )
+
+    def _fetch(self) -> dict[str, Any] | None:
+        try:
+            answer = self._monitor.get("/api/state")
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            _logger.debug("The monitor does not answer. error=%s", error)
+            return None
+        state: dict[str, Any] = answer.json()
+        return state
