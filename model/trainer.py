@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from model.batching import MicroBatcher, Part
 from model.checkpoint import Checkpoint, CheckpointManifest, FileWriter, Position, load_latest, save_checkpoint
@@ -170,6 +171,8 @@ class Trainer:
         self._run_id = run_id
         self.learner = Learner(schema, model_config, config.seed)
         self.metrics = ProgressiveMetrics(schema.scenarios, tuple(schema.tasks), config.metrics, schema.max_window_ms)
+        # Freshness is about actions that are learned as they come; those of the other tasks wait by intention.
+        self._eager_T = np.array([task.policy == "eager" for task in schema.tasks.values()])
         self.stats = TrainerStats()
         self.gauges = TrainerGauges()
         self.publish_stats = PublishStats()
@@ -305,7 +308,8 @@ class Trainer:
         self.stats.dense_clipped += report.dense_clipped
         self.stats.weights_capped += report.weights_capped
         if self._publisher is not None:
-            self._publisher.feedback.add(rows.feedback_ms_BT[rows.feedback_ms_BT >= 0])
+            feedback_ms_BE = rows.feedback_ms_BT[:, self._eager_T]
+            self._publisher.feedback.add(feedback_ms_BE[feedback_ms_BE >= 0])
 
     def _skipped(self, reason: str, parts: list[Part]) -> None:
         self.stats.skipped += 1
