@@ -70,8 +70,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     meta: dict[str, Any] = {}
     """What the network wants to know beside its tensors, as plain JSON."""
     feedback_ms: list[int] = []
-    """Event times of feedback that this version is the first to have learned, of tasks that learn it as it comes (policy
-    `eager`): at most `MAX_FEEDBACK_TIMES` of them."""
+    """Event times of feedback that this version is the first to have learned, of tasks that learn it as it comes
+    (policy `eager`): at most `MAX_FEEDBACK_TIMES` of them."""
     run_id: str = ""
     """Of the run that trained it."""
 
