@@ -1,6 +1,6 @@
 """A model's configuration: encoding, embedding, network, loss, optimiser."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from model.embedding import EmbeddingConfig
@@ -30,8 +30,14 @@ class ModelConfig:
     """Weights in the loss."""
     optim: OptimConfig = OptimConfig()
     """Learning rates and clipping."""
+    priors: dict[str, float] = field(default_factory=dict)
+    """Share of positives that each task is expected to have, between 0 and 1: where its logits start. A task not named
+    starts near one half, and a rare one then spends its first examples on finding out how rare it is."""
 
     def __post_init__(self) -> None:
+        for task, prior in self.priors.items():
+            if not 0 < prior < 1:
+                raise ValueError(f"priors.{task}: {prior} is not allowed; between 0 and 1")
         if (self.hinet is not None) != (self.preset == "custom"):
             given = "given" if self.hinet is not None else "absent"
             raise ValueError(

@@ -14,6 +14,7 @@ being opened), which leaves the softmax over the other M-1 scenarios as publishe
 only. Experts are stored and computed per group (one SEI, one CGC), so that their shapes do not depend on M.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -212,6 +213,13 @@ class HiNet(nn.Module):
         self.towers = nn.ModuleList(Towers(num_tasks, config.task_width, config.tower) for _ in range(num_scenarios))
         if seed is not None:
             initialise(self, seed)
+
+    def start_at(self, task: int, prior: float) -> None:
+        """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
+        for tower in self.towers:
+            assert isinstance(tower, Towers)
+            with torch.no_grad():
+                tower.biases[-1][task] = math.log(prior / (1 - prior))
 
     def forward(self, x: RowInputs, row_offsets: Sequence[int]) -> Tensor:
         """Returns the logits, [B, T]; rows of scenario i are `row_offsets[i]` to `row_offsets[i + 1]`."""

@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingTable, FieldCounters
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.hinet import HiNet
-from model.losses import ScenarioShares, multi_scenario_loss
+from model.losses import FirstNegatives, ScenarioShares, multi_scenario_loss
 from stream.schema import SchemaConfig
 
 STATE_FORMAT = 1
@@ -56,6 +56,8 @@ class StepReport:
     rows_admitted: int
     weights_capped: int
     """Example weights above `loss.max_example_weight`."""
+    positives_held_back: int
+    """Positive cells that were not learned, because their scenario and task had no negative yet."""
 
 
 class Learner:
@@ -80,13 +82,18 @@ class Learner:
             width=self._layout.input_width,
             seed=seed,
         )
+        for name, weights in (("task_weights", config.loss.task_weights), ("priors", config.priors)):
+            unknown = set(weights) - set(schema.tasks)
+            if unknown:
+                raise ValueError(f"{name}: {sorted(unknown)} are not tasks; {', '.join(schema.tasks)}")
+        for index, task in enumerate(schema.tasks):
+            if task in config.priors:
+                self._net.start_at(index, config.priors[task])
         self._parameters = dict(self._net.named_parameters())
         self._adam = torch.optim.Adam(self._parameters.values(), lr=config.optim.dense_lr, fused=True)
         self._shares = ScenarioShares(self._num_scenarios, self._num_tasks, config.loss.half_life_rows)
         self._task_weight_T = np.array([config.loss.task_weights.get(task, 1.0) for task in schema.tasks])
-        unknown = set(config.loss.task_weights) - set(schema.tasks)
-        if unknown:
-            raise ValueError(f"task_weights: {sorted(unknown)} are not tasks; {', '.join(schema.tasks)}")
+        self._negatives = FirstNegatives(self._num_scenarios, self._num_tasks)
         self._num_steps = 0
         self._exported_clock = 0
         self._promoted_clock = 0
@@ -112,9 +119,8 @@ class Learner:
     def learn(self, batch: EncodedBatch, labels: LabelBatch) -> StepReport:
         """Makes one step; B at least 1. The numbers are the order of a step."""
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
-        label_BT, mask_BT, weight_BT = (
-            torch.from_numpy(column[order_B]) for column in (labels.label_BT, labels.mask_BT, labels.weight_BT)
-        )
+        scenario_B, label_BT, mask_BT = batch.scenario_B, labels.label_BT[order_B], labels.mask_BT[order_B]
+        trained_BT = self._negatives.trained(scenario_B, label_BT, mask_BT)
         # 1 look up
         counts_B: npt.NDArray[np.bool_] = np.any(labels.first_BT[order_B], axis=1)
         lookup = self._table.lookup(batch, counts_B)
@@ -124,13 +130,12 @@ class Learner:
         logits_BT = self._net(x, row_offsets)
         # 3 (progressive metrics: the caller's, from the report's logits)
         # 4 loss
-        scenario_B = batch.scenario_B
         lambda_BT = self._cell_weights()[scenario_B]
         loss, num_capped = multi_scenario_loss(
             logits_BT,
-            label_BT,
-            mask_BT,
-            weight_BT,
+            torch.from_numpy(label_BT),
+            torch.from_numpy(trained_BT),
+            torch.from_numpy(labels.weight_BT[order_B]),
             torch.from_numpy(lambda_BT),
             max_weight=self.config.loss.max_example_weight,
         )
@@ -156,8 +161,9 @@ class Learner:
             # 8 step dense and rows
             self._adam.step()
             self._table.apply(lookup, grad_UW, optim)
-            # 9 shares (rows, their clock and admissions were written with the rows)
-            self._shares.update(scenario_B, mask_BT.numpy())
+            # 9 shares, first negatives (rows, their clock and admissions were written with the rows)
+            self._shares.update(scenario_B, trained_BT)
+            self._negatives.update(scenario_B, label_BT, mask_BT)
             self._num_steps += 1
         return StepReport(
             logits_BT=_unsorted(logits_BT.detach(), order_B),
@@ -169,6 +175,7 @@ class Learner:
             rows_touched=len(lookup.rows_U),
             rows_admitted=len(lookup.admissions.keys) if skipped is None else 0,
             weights_capped=num_capped,
+            positives_held_back=int(mask_BT.sum() - trained_BT.sum()),
         )
 
     def evict(self, keys: npt.NDArray[np.int64]) -> int:
@@ -187,6 +194,7 @@ class Learner:
             for moment, tensor in self._adam.state.get(parameter, {}).items():
                 tensors[f"adam.{moment}.{name}"] = tensor.clone()
         tensors["loss.share_MT"] = torch.from_numpy(self._shares.share_MT.copy())
+        tensors["loss.negative_is_here_MT"] = torch.from_numpy(self._negatives.is_here_MT.copy())
         return tensors
 
     def state_meta(self) -> dict[str, Any]:
@@ -222,6 +230,7 @@ class Learner:
                 self._adam.state[parameter] = {m: tensor.clone() for m, tensor in moments.items() if tensor is not None}
         self._table.load_state(rows)
         self._shares.share_MT = tensors["loss.share_MT"].numpy().copy()
+        self._negatives.is_here_MT = tensors["loss.negative_is_here_MT"].numpy().copy()
         self._shares.num_rows = int(meta["loss_rows"])
         self._num_steps = int(meta["num_steps"])
         self._exported_clock = int(meta["exported_clock"])

@@ -78,6 +78,38 @@ class ScenarioShares:
         return weights_MT
 
 
+class FirstNegatives:
+    """Holds back the positives of a (scenario, task) until it has its first negative.
+
+    Under the label policy `eager` positives run ahead of negatives by a label window, so a stream starts with positives
+    only, and a model that learns from those alone needs long to recover. They are counted, not learned.
+    """
+
+    def __init__(self, num_scenarios: int, num_tasks: int) -> None:
+        self.is_here_MT = np.zeros((num_scenarios, num_tasks), np.bool_)
+
+    def trained(
+        self, scenario_B: Int64Array, label_BT: npt.NDArray[np.float32], mask_BT: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Returns the cells of `mask_BT` that may be learned, [B, T]."""
+        trained_BT: npt.NDArray[np.bool_] = mask_BT & (
+            (label_BT == 0) | self._with(scenario_B, label_BT, mask_BT)[scenario_B]
+        )
+        return trained_BT
+
+    def update(self, scenario_B: Int64Array, label_BT: npt.NDArray[np.float32], mask_BT: npt.NDArray[np.bool_]) -> None:
+        """Takes one batch into account; call it after the step."""
+        self.is_here_MT = self._with(scenario_B, label_BT, mask_BT)
+
+    def _with(
+        self, scenario_B: Int64Array, label_BT: npt.NDArray[np.float32], mask_BT: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        is_here_MT = self.is_here_MT.copy()
+        if not is_here_MT.all():
+            np.logical_or.at(is_here_MT, scenario_B, mask_BT & (label_BT == 0))
+        return is_here_MT
+
+
 def multi_scenario_loss(
     logits_BT: Tensor, label_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor, lambda_BT: Tensor, *, max_weight: float
 ) -> BatchLoss:

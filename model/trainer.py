@@ -102,6 +102,8 @@ class TrainerStats:
     """Steps whose dense gradient was clipped."""
     weights_capped: int = 0
     """Example weights that were cut to their maximum."""
+    positives_held_back: int = 0
+    """Positive labels that were not learned, because their scenario and task had no negative yet."""
 
 
 @dataclass(slots=True)
@@ -307,6 +309,7 @@ class Trainer:
         self.gauges.loss, self.gauges.grad_norm = report.loss, report.grad_norm
         self.stats.dense_clipped += report.dense_clipped
         self.stats.weights_capped += report.weights_capped
+        self.stats.positives_held_back += report.positives_held_back
         if self._publisher is not None:
             feedback_ms_BE = rows.feedback_ms_BT[:, self._eager_T]
             self._publisher.feedback.add(feedback_ms_BE[feedback_ms_BE >= 0])

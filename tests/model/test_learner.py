@@ -353,3 +353,45 @@ def test_it_learns_a_world_with_known_probabilities() -> None:
             cross_entropy = -np.mean(yi * np.log(pi) + (1 - yi) * np.log(1 - pi))
             base = yi.mean()
             assert cross_entropy < 0.97 * -(base * np.log(base) + (1 - base) * np.log(1 - base))
+
+
+def test_logits_start_near_the_logit_of_the_prior() -> None:
+    batch, _ = drawn(learner(), np.random.default_rng(0))
+    logits_BT = learner(priors={"click": 0.01}).score(batch)
+    assert np.abs(logits_BT[:, 0] - np.log(0.01 / 0.99)).max() < 0.3
+    assert np.array_equal(logits_BT[:, 1:], learner().score(batch)[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("priors", "message"),
+    [
+        ({"click": 0.0}, "priors.click: 0.0 is not allowed; between 0 and 1"),
+        ({"click": 1.0}, "priors.click: 1.0 is not allowed; between 0 and 1"),
+        ({"buy": 0.5}, r"priors: \['buy'\] are not tasks"),
+    ],
+)
+def test_a_prior_is_a_probability_of_a_task(priors: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        learner(priors=priors)
+
+
+def test_positives_are_learned_only_after_the_first_negative_of_their_scenario_and_task() -> None:
+    model, rng = learner(), np.random.default_rng(0)
+    batch, given_labels = drawn(model, rng)
+    positives = dataclasses.replace(
+        given_labels, label_BT=np.ones_like(given_labels.label_BT), mask_BT=np.ones_like(given_labels.mask_BT)
+    )
+    before = model.score(batch)
+    report = model.learn(batch, positives)
+    assert report.positives_held_back == positives.mask_BT.size and report.skipped is None
+    assert np.array_equal(model.score(batch), before)
+    # One row with negatives opens its scenario for both tasks, and leaves the others closed.
+    opened = batch.scenario_B[0]
+    one_negative = dataclasses.replace(positives, label_BT=positives.label_BT.copy())
+    one_negative.label_BT[0] = 0.0
+    report = model.learn(batch, one_negative)
+    assert report.positives_held_back == 2 * int((batch.scenario_B != opened).sum())
+    assert not np.array_equal(model.score(batch), before)
+    resumed = learner()
+    resumed.load_state(model.state(), model.state_meta())
+    assert resumed.learn(batch, positives).positives_held_back == report.positives_held_back
