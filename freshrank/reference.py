@@ -197,7 +197,9 @@ def _figure(value: float) -> str:
 
 
 def _help(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
-    context: Any = click.Context(command, parent=parent, info_name=path if parent is None else command.name)
+    # As the command line makes it, or the help would depend on whether that has run before: click keeps its options.
+    info_name = path if parent is None else command.name
+    context: Any = click.Context(command, parent=parent, info_name=info_name, **command.context_settings)
     context.terminal_width = context.max_content_width = 100
     yield path, command.get_help(context)
     if isinstance(command, click.Group):

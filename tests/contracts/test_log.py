@@ -1,5 +1,6 @@
 """What every log must keep, in memory and on Kafka; the fixture `log` is in `conftest.py`."""
 
+from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
@@ -8,6 +9,8 @@ from stream.exceptions import FencedError
 from stream.log import OffsetAndMetadata, TopicPartition
 from stream.memory_broker import partition_hash
 from tests.contracts.log_factory import LogFactory, assigned, read
+
+WaitUntil = Callable[..., None]
 
 
 def new_topic(log: LogFactory, num_partitions: int = 1) -> str:
@@ -70,7 +73,9 @@ def test_topics_tell_their_partitions_and_bounds(log: LogFactory) -> None:
     assert reader.end_offsets([at]) == {at: 2}
 
 
-def test_a_transaction_is_visible_only_once_committed_and_never_if_aborted(log: LogFactory) -> None:
+def test_a_transaction_is_visible_only_once_committed_and_never_if_aborted(
+    log: LogFactory, wait_until: WaitUntil
+) -> None:
     topic = new_topic(log)
     at = TopicPartition(topic, 0)
     producer = log.transactional_producer(f"x-{uuid4().hex[:8]}")
@@ -85,7 +90,12 @@ def test_a_transaction_is_visible_only_once_committed_and_never_if_aborted(log: 
     producer.commit()
     (message,) = read(reader, 1)
     assert message.value == b"kept"
-    assert reader.end_offsets([at]) == {at: message.offset + 1}, "read to its end, the end is known exactly"
+
+    def is_end_exact() -> bool:
+        assert reader.poll(1, 50) == []  # behind the message there is only the mark that ends its transaction
+        return reader.end_offsets([at]) == {at: message.offset + 1}
+
+    wait_until(is_end_exact, "read to its end, the end is known exactly")
     producer.close()
 
 
