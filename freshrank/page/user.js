@@ -3,8 +3,10 @@
 import { duration, el, fixed, percent } from "./format.js";
 
 const REFRESH_MS = 500;
-const FOLLOW_MS = 8_000; // how long the list is refreshed after an action
-const AFTER_MS = 1_500; // and how long after the model has learned it
+const AFTER_MS = 1_500; // how long the list goes on being refreshed after the model has learned the action
+const PATIENCE_MS = 8_000; // when the model takes longer than this, it is asked less often
+const SLOW_REFRESH_MS = 2_000;
+const GIVE_UP_MS = 60_000;
 const SIZE = 10;
 
 const slate = document.getElementById("slate");
@@ -93,8 +95,9 @@ async function follow() {
     ? `${describe(state.action)} ${state.item}. Model version ${state.version} → ${answer.snapshot}; not learned yet. ${change}`
     : `Model version ${state.version} → ${answer.snapshot}: your ${state.action} was learned within ${duration(state.done)}. ${change}`);
   // Every refresh is a slate without a click, so it does not go on long after the answer is known.
-  const until_ms = state.done === null ? FOLLOW_MS : Math.min(state.done + AFTER_MS, FOLLOW_MS);
-  if (answer.now_ms - state.since_ms < until_ms) state.timer = setTimeout(follow, REFRESH_MS);
+  const waited_ms = answer.now_ms - state.since_ms;
+  const until_ms = state.done === null ? GIVE_UP_MS : state.done + AFTER_MS;
+  if (waited_ms < until_ms) state.timer = setTimeout(follow, waited_ms < PATIENCE_MS ? REFRESH_MS : SLOW_REFRESH_MS);
 }
 
 /** Draws the slate; items that moved slide from where they were, with an arrow saying how far. */

@@ -76,6 +76,7 @@ def start_up(folder: Path, free_port: Callable[[], int], *arguments: str) -> UpR
         "ranker.server.port": ranker,
         "monitor.port": page,
         "monitor.ranker": f"127.0.0.1:{ranker}",
+        "sim.requests_per_s": 25,  # half of the demo's: these tests ask whether it learns, not how fast
     } | {f"monitor.{name}": f"127.0.0.1:{free_port()}" for name in PROCESSES if name != "ranker"}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     report = folder / "report.json"

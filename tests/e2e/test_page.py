@@ -47,7 +47,7 @@ def test_click_on_an_item_is_learned_and_moves_the_list(page: Page) -> None:
     page.wait(f"({ORDER}).length === 10", "a slate is shown")
     before = page.run(ORDER)
     page.click("#slate > li:nth-child(10) [data-act^='click']")
-    page.wait(f"/{LEARNED}/.test({STORY})", "the page says that the click was learned", 30)
+    page.wait(f"/{LEARNED}/.test({STORY})", "the page says that the click was learned", 60)
     story = page.run(STORY)
     old, new = map(int, re.findall(r"version (\d+) → (\d+)", story)[0])
     assert new > old
