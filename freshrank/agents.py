@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from freshrank.command import instance_option, run_options, stop_signal
-from freshrank.config import RunConfig, addresses
+from freshrank.config import RunConfig
+from freshrank.places import addresses
 
 _logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from freshrank.command import instance_option, now_ms, run_options, stop_signal
-from freshrank.config import RunConfig, addresses
+from freshrank.config import RunConfig
+from freshrank.places import addresses
 
 if TYPE_CHECKING:
     from freshrank.metrics import Reading

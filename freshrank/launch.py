@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from freshrank.config import RunConfig, addresses
+from freshrank.config import RunConfig
 from freshrank.embedded import BrokerKind, Service, start_broker, start_redis
 from freshrank.exits import CommandError, ExitCode
+from freshrank.places import addresses
 from freshrank.ports import bind
 from freshrank.strict import ConfigError
 from freshrank.supervisor import ChildSpec, python_argv

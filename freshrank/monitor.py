@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from freshrank.command import now_ms, run_options
-from freshrank.config import MonitorConfig, RunConfig, addresses
+from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
+from freshrank.places import MonitorConfig, addresses
 
 if TYPE_CHECKING:
     import httpx

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from freshrank.command import now_ms, run_options, stop_signal
-from freshrank.config import RunConfig, addresses
+from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
+from freshrank.places import addresses
 
 if TYPE_CHECKING:
     from freshrank.metrics import Reading

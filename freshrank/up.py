@@ -18,10 +18,11 @@ import httpx
 
 from freshrank import launch
 from freshrank.command import now_ms, run_options, stop_signal
-from freshrank.config import RunConfig, addresses
+from freshrank.config import RunConfig
 from freshrank.embedded import BrokerKind
 from freshrank.exits import CommandError, ExitCode
 from freshrank.memory import resident_bytes
+from freshrank.places import addresses
 from freshrank.probe import Probe, ProbeFacts
 from freshrank.summary import run_report, status_line, summary
 from freshrank.supervisor import Supervisor

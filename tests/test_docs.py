@@ -7,8 +7,9 @@ import pytest
 
 from freshrank import docs, reference
 from freshrank.cli import COMMANDS
-from freshrank.config import RunConfig, parse_yaml
+from freshrank.config import RunConfig
 from freshrank.metrics import metric_table
+from freshrank.settings_file import parse_yaml
 
 ROOT = docs.ROOT
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"])

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from freshrank.config import ENVIRONMENT, RunConfig, contradictions, load_config, parse_yaml
+from freshrank.config import ENVIRONMENT, RunConfig, load_config
+from freshrank.contradictions import contradictions
+from freshrank.settings_file import parse_yaml
 from freshrank.strict import ConfigError
 
 REPO_ROOT = Path(__file__).parents[2]

@@ -50,9 +50,16 @@ def test_ranker_and_monitor_name_the_taken_port(taken_port: int) -> None:
     assert "monitor.port" in line
 
 
-def test_up_refuses_to_start_a_broker_on_another_machine(tmp_path: Path) -> None:
-    arguments = ["--set", "kafka.bootstrap_servers=elsewhere:9092", "--dir", str(tmp_path)]
-    code, line = run_command("up", "--config", DEMO, *arguments)
+def test_up_refuses_to_start_a_broker_on_another_machine(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    ranker = free_port()
+    sets: dict[str, object] = {
+        "kafka.bootstrap_servers": "elsewhere:9092",
+        "monitor.port": free_port(),
+        "ranker.server.port": ranker,
+        "monitor.ranker": f"127.0.0.1:{ranker}",
+    } | {f"monitor.{name}": f"127.0.0.1:{free_port()}" for name in ("joiner", "trainer", "agents", "simulator")}
+    given = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
+    code, line = run_command("up", "--config", DEMO, *given, "--dir", str(tmp_path))
     assert code == ExitCode.USAGE
     assert "kafka.bootstrap_servers" in line
     assert "--kafka HOST:PORT" in line
