@@ -21,6 +21,7 @@ from stream.exceptions import DecodeError, LogUnavailableError
 from stream.kafka_client import refuse_security
 from stream.kafka_log import KafkaReader
 from stream.log import FEEDBACK, KafkaConfig, topic_name
+from stream.paced_fetch import pace_fetches
 from stream.schema import Feedback, SchemaConfig
 from stream.sequence_store import SequenceStore
 
@@ -141,6 +142,7 @@ def build_app(
         ValueError: the Kafka settings ask for security, which Faust would go without.
     """
     refuse_security(kafka, "agents run")
+    pace_fetches()
     app = faust.App(
         kafka.topic_prefix + APP_ID,
         broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")],

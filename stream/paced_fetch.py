@@ -1,0 +1,28 @@
+"""aiokafka's fetcher with a pause after an empty answer, for brokers that do not wait for messages themselves.
+
+A Kafka broker holds a fetch until there is something or its time is over. The embedded one answers at once, and a
+client that asks again at once spends two fifths of a core on it. On Kafka the pause is never noticed.
+"""
+
+import asyncio
+from typing import Any
+
+from aiokafka.consumer import consumer
+from aiokafka.consumer.fetcher import Fetcher
+
+_PAUSE_S = 0.02
+
+
+class PacedFetcher(Fetcher):  # type: ignore[misc]  # aiokafka has no types
+    """Asks again `_PAUSE_S` after an answer that brought nothing."""
+
+    async def _proc_fetch_request(self, assignment: Any, node_id: Any, request: Any) -> Any:
+        has_news = await super()._proc_fetch_request(assignment, node_id, request)
+        if not has_news:
+            await asyncio.sleep(_PAUSE_S)
+        return has_news
+
+
+def pace_fetches() -> None:
+    """Makes every consumer that is created from now on use a `PacedFetcher`. There is no setting for it."""
+    consumer.Fetcher = PacedFetcher
