@@ -1,6 +1,6 @@
 # One image for every process of freshrank; the command says which: docker run freshrank join --config configs/compose.yaml
 FROM python:3.11-slim-bookworm AS build
-# PyTorch's index of CPU wheels, e.g. https://download.pytorch.org/whl/cpu; without it pip takes the CUDA build, several GB.
+# An index of CPU builds of PyTorch for pip; without one pip takes the CUDA build, several GB.
 ARG TORCH_INDEX_URL=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/freshrank

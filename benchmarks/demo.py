@@ -20,6 +20,8 @@ from benchmarks.harness import Figure
 COMMAND = "python -m benchmarks.demo"
 ROOT = Path(__file__).parents[1]
 SECONDS = 60
+REQUESTS_PER_S = 44
+"""With slates of 20 and their feedback about 1,000 events per second, as P1 asks; the demo itself has fewer."""
 PORTS = {
     "monitor.port": "{}",
     "monitor.joiner": "127.0.0.1:{}",
@@ -45,6 +47,7 @@ def run_demo(folder: Path, seconds: int) -> dict[str, Any]:
     *ports, ranker = free_ports(len(PORTS) + 1)
     settings = [f"{name}={value.format(port)}" for (name, value), port in zip(PORTS.items(), ports, strict=True)]
     settings += [f"ranker.server.port={ranker}", f"monitor.ranker=127.0.0.1:{ranker}"]
+    settings += [f"sim.requests_per_s={REQUESTS_PER_S}"]
     report = folder / "report.json"
     argv = [sys.executable, "-m", "freshrank.cli", "up", "--config", str(ROOT / "configs/demo.yaml")]
     argv += ["--for", str(seconds), "--report", str(report), "--dir", str(folder / "run"), "--log-level", "warning"]
