@@ -5,7 +5,7 @@ import sys
 import time
 
 LEVELS = ("debug", "info", "warning", "error")
-QUIET = ("aiokafka", "faust", "mode", "httpx", "httpcore", "kafka", "uvicorn", "asyncio", "matplotlib")
+QUIET = ("aiokafka", "faust", "mode", "httpx", "httpcore", "kafka", "uvicorn", "asyncio")
 """Libraries whose chatter below a warning is not ours to print."""
 
 
