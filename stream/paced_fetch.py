@@ -5,6 +5,7 @@ client that asks again at once spends two fifths of a core on it. On Kafka the p
 """
 
 import asyncio
+import contextlib
 from typing import Any
 
 from aiokafka.consumer import consumer
@@ -19,7 +20,9 @@ class PacedFetcher(Fetcher):  # type: ignore[misc]  # aiokafka has no types
     async def _proc_fetch_request(self, assignment: Any, node_id: Any, request: Any) -> Any:
         has_news = await super()._proc_fetch_request(assignment, node_id, request)
         if not has_news:
-            await asyncio.sleep(_PAUSE_S)
+            # Cancelled is how it is told that nobody wants the answer any more; it ends quietly, as it does elsewhere.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(_PAUSE_S)
         return has_news
 
 
