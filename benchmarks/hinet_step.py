@@ -236,13 +236,13 @@ def products_step(config: HiNetConfig) -> Callable[[], int]:
 
 
 def measure() -> dict[str, Figure]:
-    """Returns P4 for both presets: `P4` is the small one, `P4 published` the paper's size."""
+    """Returns P4 for both presets: `P4` is the small one, `P4.published` the paper's size."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         return {
             "P4": figure("small"),
-            "P4 published": figure("published"),
+            "P4.published": figure("published"),
         }
     finally:
         torch.set_num_threads(num_threads)
