@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -91,11 +92,11 @@ def line(goal: str, figure: dict[str, Any]) -> str:
     return f"{goal:10} {figure['value']:9.4g} {figure['unit']}  [{low:.4g}, {high:.4g}]  {peers}".rstrip()
 
 
-def main() -> int:
+def main(names: Sequence[str] = ()) -> int:
     """Runs all benchmarks, or those named, and writes the results. Returns the exit code."""
     figures: dict[str, Any] = {}
     failed = 0
-    chosen = [f"benchmarks.{name}" for name in sys.argv[1:]]
+    chosen = [f"benchmarks.{name}" for name in names]
     unknown = set(chosen) - set(modules())
     if unknown:
         print(f"{', '.join(sorted(unknown))}: not one of {', '.join(modules())}", file=sys.stderr)
@@ -128,4 +129,4 @@ def _read(path: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

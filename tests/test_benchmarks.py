@@ -71,6 +71,21 @@ def test_a_goal_measured_twice_is_an_error_and_the_first_counts(folder: Path) ->
     assert json.loads((folder / "results/latest.json").read_text())["P2"]["value"] == 2.0
 
 
+def test_a_named_benchmark_runs_alone_and_the_other_results_stand(folder: Path) -> None:
+    (folder / "good.py").write_text(GOOD)
+    (folder / "bad.py").write_text(FAILING)
+    (folder / "results").mkdir()
+    (folder / "results/latest.json").write_text('{"P9": {"value": 1.0}}')
+    assert runner.main(["good"]) == 0
+    assert set(json.loads((folder / "results/latest.json").read_text())) == {"P2", "P9"}
+
+
+def test_a_benchmark_that_is_not_there_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "good.py").write_text(GOOD)
+    assert runner.main(["nonsense"]) == 2
+    assert capsys.readouterr().err == "benchmarks.nonsense: not one of benchmarks.good\n"
+
+
 def test_a_benchmark_beyond_its_limit_is_stopped(folder: Path) -> None:
     (folder / "endless.py").write_text(ENDLESS)
     assert runner.run("benchmarks.endless", limit_s=0.5) == "stopped after 0.5 s"
