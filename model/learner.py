@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingTable, FieldCounters
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.hinet import HiNet
-from model.losses import FirstNegatives, ScenarioShares, multi_scenario_loss
+from model.losses import ScenarioShares, hold_back_positives, multi_scenario_loss
 from stream.schema import SchemaConfig
 
 STATE_FORMAT = 1
@@ -93,7 +93,7 @@ class Learner:
         self._adam = torch.optim.Adam(self._parameters.values(), lr=config.optim.dense_lr, fused=True)
         self._shares = ScenarioShares(self._num_scenarios, self._num_tasks, config.loss.half_life_rows)
         self._task_weight_T = np.array([config.loss.task_weights.get(task, 1.0) for task in schema.tasks])
-        self._negatives = FirstNegatives(self._num_scenarios, self._num_tasks)
+        self._has_negative_MT = np.zeros((self._num_scenarios, self._num_tasks), np.bool_)
         self._num_steps = 0
         self._exported_clock = 0
         self._promoted_clock = 0
@@ -120,7 +120,7 @@ class Learner:
         """Makes one step; B at least 1. The numbers are the order of a step."""
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         scenario_B, label_BT, mask_BT = batch.scenario_B, labels.label_BT[order_B], labels.mask_BT[order_B]
-        trained_BT = self._negatives.trained(scenario_B, label_BT, mask_BT)
+        trained_BT, has_negative_MT = hold_back_positives(self._has_negative_MT, scenario_B, label_BT, mask_BT)
         # 1 look up
         counts_B: npt.NDArray[np.bool_] = np.any(labels.first_BT[order_B], axis=1)
         lookup = self._table.lookup(batch, counts_B)
@@ -163,7 +163,7 @@ class Learner:
             self._table.apply(lookup, grad_UW, optim)
             # 9 shares, first negatives (rows, their clock and admissions were written with the rows)
             self._shares.update(scenario_B, trained_BT)
-            self._negatives.update(scenario_B, label_BT, mask_BT)
+            self._has_negative_MT = has_negative_MT
             self._num_steps += 1
         return StepReport(
             logits_BT=_unsorted(logits_BT.detach(), order_B),
@@ -194,7 +194,7 @@ class Learner:
             for moment, tensor in self._adam.state.get(parameter, {}).items():
                 tensors[f"adam.{moment}.{name}"] = tensor.clone()
         tensors["loss.share_MT"] = torch.from_numpy(self._shares.share_MT.copy())
-        tensors["loss.negative_is_here_MT"] = torch.from_numpy(self._negatives.is_here_MT.copy())
+        tensors["loss.has_negative_MT"] = torch.from_numpy(self._has_negative_MT.copy())
         return tensors
 
     def state_meta(self) -> dict[str, Any]:
@@ -230,7 +230,7 @@ class Learner:
                 self._adam.state[parameter] = {m: tensor.clone() for m, tensor in moments.items() if tensor is not None}
         self._table.load_state(rows)
         self._shares.share_MT = tensors["loss.share_MT"].numpy().copy()
-        self._negatives.is_here_MT = tensors["loss.negative_is_here_MT"].numpy().copy()
+        self._has_negative_MT = tensors["loss.has_negative_MT"].numpy().copy()
         self._shares.num_rows = int(meta["loss_rows"])
         self._num_steps = int(meta["num_steps"])
         self._exported_clock = int(meta["exported_clock"])

@@ -78,36 +78,24 @@ class ScenarioShares:
         return weights_MT
 
 
-class FirstNegatives:
-    """Holds back the positives of a (scenario, task) until it has its first negative.
+def hold_back_positives(
+    has_negative_MT: npt.NDArray[np.bool_],
+    scenario_B: Int64Array,
+    label_BT: npt.NDArray[np.float32],
+    mask_BT: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Returns the cells of `mask_BT` that may be learned, [B, T], and which (scenario, task) have had a negative now.
 
-    Under the label policy `eager` positives run ahead of negatives by a label window, so a stream starts with positives
-    only, and a model that learns from those alone needs long to recover. They are counted, not learned.
+    A (scenario, task) learns no positives before its first negative. Under the label policy `eager` positives run ahead
+    of negatives by a label window, so a stream starts with positives only, and a model that learns from those alone
+    needs long to recover.
     """
-
-    def __init__(self, num_scenarios: int, num_tasks: int) -> None:
-        self.is_here_MT = np.zeros((num_scenarios, num_tasks), np.bool_)
-
-    def trained(
-        self, scenario_B: Int64Array, label_BT: npt.NDArray[np.float32], mask_BT: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.bool_]:
-        """Returns the cells of `mask_BT` that may be learned, [B, T]."""
-        trained_BT: npt.NDArray[np.bool_] = mask_BT & (
-            (label_BT == 0) | self._with(scenario_B, label_BT, mask_BT)[scenario_B]
-        )
-        return trained_BT
-
-    def update(self, scenario_B: Int64Array, label_BT: npt.NDArray[np.float32], mask_BT: npt.NDArray[np.bool_]) -> None:
-        """Takes one batch into account; call it after the step."""
-        self.is_here_MT = self._with(scenario_B, label_BT, mask_BT)
-
-    def _with(
-        self, scenario_B: Int64Array, label_BT: npt.NDArray[np.float32], mask_BT: npt.NDArray[np.bool_]
-    ) -> npt.NDArray[np.bool_]:
-        is_here_MT = self.is_here_MT.copy()
-        if not is_here_MT.all():
-            np.logical_or.at(is_here_MT, scenario_B, mask_BT & (label_BT == 0))
-        return is_here_MT
+    if has_negative_MT.all():
+        return mask_BT, has_negative_MT
+    is_negative_BT = mask_BT & (label_BT == 0)
+    has_negative_MT = has_negative_MT.copy()
+    np.logical_or.at(has_negative_MT, scenario_B, is_negative_BT)
+    return is_negative_BT | (mask_BT & has_negative_MT[scenario_B]), has_negative_MT
 
 
 def multi_scenario_loss(
