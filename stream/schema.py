@@ -118,8 +118,34 @@ class Feedback(msgspec.Struct, omit_defaults=True):
     """Version of this schema."""
 
 
-PolicyName = Literal["wait", "eager"]
-"""When the label of a task goes out: see `stream.policy`."""
+PolicyName = Literal[
+    "wait",
+    "eager",
+    "oracle",
+    "vanilla",
+    "vanilla_dup",
+    "fnw",
+    "fnc",
+    "fnw_rn",
+    "fsiw",
+    "es_dfm",
+    "defer",
+    "defer_neg",
+    "dfm",
+    "defuse",
+]
+"""Which labels of a task go out when: see `stream.policy`."""
+OBSERVING_POLICIES: tuple[PolicyName, ...] = (
+    "vanilla",
+    "vanilla_dup",
+    "fsiw",
+    "es_dfm",
+    "defer",
+    "defer_neg",
+    "dfm",
+    "defuse",
+)
+"""Policies that look at each label once early, at slate + `observe_ms`."""
 
 KindName = Literal[
     "none",
@@ -137,6 +163,12 @@ KINDS: tuple[KindName, ...] = get_args(KindName)
 KIND_CODE: dict[str, int] = {name: code for code, name in enumerate(KINDS)}
 UNTRAINED_KINDS: tuple[KindName, ...] = ("none", "matured")
 """Kinds outside the main loss: mask = kind not in these."""
+SETTLED_KINDS: tuple[KindName, ...] = ("final", "matured", "early_positive_repeat", "real_negative_repeat")
+"""Kinds whose label is the truth of a closed window. Under every policy an item and task gets exactly one of them."""
+
+_TRAFFIC_RATIO_FROM_MS = 300_000
+_MAX_WINDOW_MS = 2**31 - 1
+"""Delays travel as int32: a little less than 25 days."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,17 +180,41 @@ class TaskConfig:
     window_ms: int
     """Label window: the action counts if its event time is in [slate, slate + window_ms], both ends included."""
     policy: PolicyName = "eager"
-    """When labels are emitted: `wait` (all at the close of the window) or `eager` (positives at once)."""
+    """Which labels go out when: `wait` all at the close of the window, `eager` positives at once; the others send
+    labels before they are certain and correct them by weights (`docs/policies.md`). `oracle`: simulation only."""
+    observe_ms: int | None = None
+    """When the first look is taken, in ms after the slate; needed by `vanilla`, `vanilla_dup`, `fsiw`, `es_dfm`,
+    `defer`, `defer_neg`, `dfm`, `defuse`, and by no other; less than `window_ms`."""
+    traffic_ratio: bool | None = None
+    """`eager` only: stamp positives with how much traffic there was a window ago per traffic of their slate, so that
+    positives, which run ahead of the negatives, weigh right while traffic changes. Left out: on above 5 minutes."""
     reduce: Literal["max"] = "max"
     """How several values of the action are reduced before `at_least` is applied."""
     at_least: float | None = None
     """Only feedback with `value >= at_least` qualifies; none: every value does."""
 
     def __post_init__(self) -> None:
-        if self.window_ms < 1:
-            raise ValueError(f"window_ms: {self.window_ms} is not allowed; at least 1")
+        if not 1 <= self.window_ms <= _MAX_WINDOW_MS:
+            raise ValueError(f"window_ms: {self.window_ms} is not allowed; 1 to {_MAX_WINDOW_MS}")
         if not self.action:
             raise ValueError("action: must not be empty")
+        if self.policy not in OBSERVING_POLICIES:
+            if self.observe_ms is not None:
+                raise ValueError(f"observe_ms: policy {self.policy} takes no early look; leave it out")
+        elif self.observe_ms is None or not 1 <= self.observe_ms < self.window_ms:
+            raise ValueError(
+                f"observe_ms: {self.observe_ms} is not allowed; policy {self.policy} needs 1 to {self.window_ms - 1}, "
+                "less than window_ms"
+            )
+        if self.traffic_ratio is not None and self.policy != "eager":
+            raise ValueError(f"traffic_ratio: policy {self.policy} has none, only eager does; leave it out")
+
+    @property
+    def has_traffic_ratio(self) -> bool:
+        """Whether positives are stamped with the traffic ratio."""
+        if self.traffic_ratio is None:
+            return self.policy == "eager" and self.window_ms > _TRAFFIC_RATIO_FROM_MS
+        return self.traffic_ratio
 
 
 FeatureKind = Literal["categorical", "numeric"]
