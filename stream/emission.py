@@ -8,12 +8,20 @@ from stream.schema import Impression, KindName
 
 
 class LabelColumn(NamedTuple):
-    """The labels of one task for the items of one emission; the three are as long as `Emission.rows`."""
+    """The labels of one task for the items of one emission; all parts are as long as `Emission.rows`."""
 
     kind: Sequence[KindName]
     label: Sequence[int]
     delay_ms: Sequence[int]
     """Event time of the feedback minus event time of the slate; -1 for a negative."""
+    ratio: Sequence[float] | None = None
+    """Traffic ratio of each label; none: 1 for all."""
+
+    def take(self, rows: Sequence[int]) -> "LabelColumn":
+        """Returns the labels at some positions of this column."""
+        ratio = None if self.ratio is None else [self.ratio[row] for row in rows]
+        kind, label = [self.kind[row] for row in rows], [self.label[row] for row in rows]
+        return LabelColumn(kind, label, [self.delay_ms[row] for row in rows], ratio)
 
 
 class ItemLabel(NamedTuple):
@@ -48,7 +56,7 @@ class Emission:
         """Yields each label that is not of kind `none`."""
         ids = self.impression.items.id
         for task, column in self.columns.items():
-            for row, kind, label, delay_ms in zip(self.rows, *column, strict=True):
+            for row, kind, label, delay_ms in zip(self.rows, column.kind, column.label, column.delay_ms, strict=True):
                 if kind != "none":
                     yield ItemLabel(self.impression.request_id, ids[row], task, kind, label, delay_ms)
 
@@ -59,7 +67,7 @@ class JoinCounters:
 
     - `impressions = slates + impression_duplicate + impression_late`
     - `feedback` = the sum of the other `feedback_*` counters + what is still pending in the core
-    - `items x tasks = labels + labels still open`, `labels = positives + negatives` (`wait`, `eager`)
+    - `items x tasks = settled + labels still open`, `labels = positives + negatives`
 
     An event counts once, when it is first read: replay after a restart counts nothing again, and the joiner adds up
     only what was committed.
@@ -73,12 +81,16 @@ class JoinCounters:
     """Items of the joined slates."""
     impression_duplicate: int = 0
     """Impressions whose request was shown already: the same slate sent again."""
+    impression_conflict: int = 0
+    """Of these, how many had other items or another user: a request id that was used twice. The first one counts."""
     impression_late: int = 0
     """Impressions that came when the watermark had passed the close of their last label."""
     feedback: int = 0
     """Feedback that could be decoded."""
     feedback_positive: int = 0
     """Feedback that made at least one label positive."""
+    early_missed: int = 0
+    """Of these, how many came when the early look they belong to was over: with more grace it would have seen them."""
     feedback_repeat: int = 0
     """Qualifying feedback on labels that were positive already."""
     feedback_duplicate: int = 0
@@ -107,6 +119,8 @@ class JoinCounters:
     """Labels that went out with 1."""
     negatives: int = 0
     """Labels that went out with 0."""
+    settled: int = 0
+    """Labels that went out as the truth of a closed window; each item has one per task, under every policy."""
     lost_messages: int = 0
     """Messages that open slates still needed but the log no longer keeps: raise the topics' retention."""
 

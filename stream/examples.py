@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stream.emission import Emission, LabelColumn
+from stream.emission import Emission
 from stream.join import JoinConfig
 from stream.schema import KIND_CODE, SCHEMA_VERSION, FeatureConfig, SchemaConfig
 
 MAX_MESSAGE_BYTES = 1_000_000
 """Just below the largest message that Kafka accepts by default."""
-_MAX_DELAY_MS = 2**31 - 1
 
 _Columns = dict[str, pa.Array]
 
@@ -29,9 +28,6 @@ class ExampleEncoder:
     """Turns emissions into messages; the schema decides the columns, the config their policies' metadata."""
 
     def __init__(self, schema: SchemaConfig, config: JoinConfig) -> None:
-        for name, task in schema.tasks.items():
-            if task.window_ms > _MAX_DELAY_MS:
-                raise ValueError(f"tasks.{name}.window_ms: {task.window_ms} is not allowed; at most {_MAX_DELAY_MS}")
         self._schema = schema
         self._batch_items = config.batch_items
         self._metadata = {"schema_version": str(SCHEMA_VERSION), "schema_hash": schema.schema_hash()}
@@ -40,7 +36,7 @@ class ExampleEncoder:
                 "name": task.policy,
                 "window_ms": task.window_ms,
                 "grace_ms": config.grace_ms,
-                "observe_ms": None,
+                "observe_ms": task.observe_ms,
             }
             self._metadata[f"policy.{name}"] = json.dumps(policy)
 
@@ -130,7 +126,7 @@ class ExampleEncoder:
             columns[f"label.{task}"] = lists(pa.array(label, pa.int8()))
             columns[f"kind.{task}"] = lists(pa.array(kind, pa.int8()))
             columns[f"delay_ms.{task}"] = lists(pa.array(delay_ms, pa.int32()))
-            columns[f"ratio.{task}"] = lists(ones)
+            columns[f"ratio.{task}"] = lists(_ratios(emissions, task, ones))
         columns["weight"] = lists(ones)
         return columns
 
@@ -166,6 +162,17 @@ def _label_values(emissions: Sequence[Emission], task: str) -> tuple[list[int], 
             kinds.extend([KIND_CODE[kind] for kind in column.kind])
             delays_ms.extend(column.delay_ms)
     return labels, kinds, delays_ms
+
+
+def _ratios(emissions: Sequence[Emission], task: str, ones: pa.Array) -> pa.Array:
+    """Returns the traffic ratio of each item of the batch; `ones` where none is stamped."""
+    stamped = [(emission.columns.get(task), len(emission.rows)) for emission in emissions]
+    if not any(column is not None and column.ratio is not None for column, _ in stamped):
+        return ones
+    ratios: list[float] = []
+    for column, num_rows in stamped:
+        ratios.extend([1.0] * num_rows if column is None or column.ratio is None else column.ratio)
+    return pa.array(ratios, pa.float32())
 
 
 def _sequence_columns(emissions: Sequence[Emission]) -> _Columns:
@@ -208,9 +215,7 @@ def _cut(emission: Emission, most_items: int) -> Iterator[Emission]:
         yield emission
         return
     for start in range(0, len(emission.rows), most_items):
-        part = slice(start, start + most_items)
-        columns = {
-            task: LabelColumn(column.kind[part], column.label[part], column.delay_ms[part])
-            for task, column in emission.columns.items()
-        }
-        yield Emission(emission.impression, emission.rows[part], columns, emission.trigger_ms, emission.watermark_ms)
+        part = range(start, min(start + most_items, len(emission.rows)))
+        columns = {task: column.take(part) for task, column in emission.columns.items()}
+        rows = emission.rows[part.start : part.stop]
+        yield Emission(emission.impression, rows, columns, emission.trigger_ms, emission.watermark_ms)

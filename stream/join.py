@@ -15,16 +15,18 @@ recovery from the log exact. The rules here are chosen for it and `docs/joiner.m
 - Feedback before its impression is *pending* until no impression that it could belong to would be accepted any more.
 - A label becomes positive once, by the first qualifying feedback in offset order that finds it open. `event_id` decides
   only under which name a feedback without effect is counted.
+- What goes out at which trigger is the task's policy (`stream.policy`); a positive beyond the early look waits for it,
+  so that it always follows its negative.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from stream.due import DueQueue
 from stream.emission import Emission, JoinCounters, LabelColumn
-from stream.policy import POLICIES, Policy
-from stream.schema import Feedback, Impression, KindName, SchemaConfig
+from stream.schema import Feedback, Impression, SchemaConfig
+from stream.state import Held, JoinState, Slate
+from stream.timeline import Outcome, Task, Timeline, outcome_of
+from stream.traffic import Traffic
 from stream.watermark import NO_WATERMARK, has_passed
 
 
@@ -84,52 +86,6 @@ class Resume(NamedTuple):
     """Watermark up to which closes have been emitted."""
 
 
-class _Task(NamedTuple):
-    name: str
-    window_ms: int
-    at_least: float
-    policy: Policy
-
-
-class _Stage(NamedTuple):
-    """The tasks that share a window, and so a close."""
-
-    close_after_ms: int
-    tasks: list[_Task]
-
-
-_Closed = tuple[list[int], dict[str, LabelColumn]]
-"""Rows and columns of the emission at a close."""
-
-
-class _Slate:
-    """A slate until it is forgotten: open while `stage` counts the closes it has behind it, then a tombstone."""
-
-    __slots__ = ("impression", "offset", "positives", "seen", "stage")
-
-    def __init__(self, impression: Impression, offset: int) -> None:
-        self.impression = impression
-        self.offset = offset
-        self.stage = 0
-        self.positives: dict[str, dict[int, int]] | None = None
-        """Task -> row -> delay_ms of its first qualifying feedback."""
-        self.seen: set[str] | None = None
-        """`event_id`s of the feedback observed so far."""
-
-
-class _Held:
-    """Feedback that the state still rests on: pending, or what made a label of an open slate positive."""
-
-    __slots__ = ("feedback", "is_new", "is_pending", "offset", "slate")
-
-    def __init__(self, feedback: Feedback, offset: int, is_new: bool) -> None:
-        self.feedback = feedback
-        self.offset = offset
-        self.is_new = is_new
-        self.is_pending = True
-        self.slate: _Slate | None = None
-
-
 _POSITIVE, _LATE, _REPEAT, _BELOW, _OUTSIDE = range(5)
 """What one feedback can mean to one task; of several tasks the first in this order names its counter."""
 _COUNTER = ("feedback_positive", "feedback_late", "feedback_repeat", "feedback_below", "feedback_outside_window")
@@ -155,35 +111,30 @@ class JoinCore:
     [[ItemLabel(request_id='r', item_id='b', task='click', kind='final', label=0, delay_ms=-1)]]
     """
 
-    def __init__(self, schema: SchemaConfig, config: JoinConfig, resume: Resume = Resume()) -> None:
+    def __init__(
+        self,
+        schema: SchemaConfig,
+        config: JoinConfig,
+        resume: Resume = Resume(),
+        state: JoinState | None = None,
+    ) -> None:
         self._resume = resume
         self._watermark_ms = resume.watermark_ms
-        self._tasks_of_action: dict[str, list[tuple[int, _Task]]] = {}
-        self._stages: list[_Stage] = []
-        tasks_by_window: dict[int, list[_Task]] = {}
-        for name, task in schema.tasks.items():
-            low = float("-inf") if task.at_least is None else task.at_least
-            tasks_by_window.setdefault(task.window_ms, []).append(
-                _Task(name, task.window_ms, low, POLICIES[task.policy])
-            )
-        for stage, window_ms in enumerate(sorted(tasks_by_window)):
-            self._stages.append(_Stage(window_ms + config.grace_ms, tasks_by_window[window_ms]))
-            for joined in tasks_by_window[window_ms]:
-                self._tasks_of_action.setdefault(schema.tasks[joined.name].action, []).append((stage, joined))
-        self._last_close_after_ms = self._stages[-1].close_after_ms
-        self._remember_ms = self._last_close_after_ms + config.duplicate_ms
-        # What is due next for a slate: its close number `stage`, or, after the last, to be forgotten.
-        self._due_after_ms = [stage.close_after_ms for stage in self._stages] + [self._remember_ms]
-
-        self._slates: dict[str, _Slate] = {}
-        self._pending: dict[str, list[_Held]] = {}
-        self._due: DueQueue[_Slate] = DueQueue()
-        self._expiries: DueQueue[_Held] = DueQueue()
-        self._negatives: dict[tuple[int, int], _Closed] = {}
-        # In offset order; what is no longer needed is dropped when it comes to the front.
-        self._slates_by_offset: deque[_Slate] = deque()
-        self._held_by_offset: deque[_Held] = deque()
+        self._timeline = Timeline(schema, config.grace_ms)
+        self._num_stages = len(self._timeline.stages)
+        self._tasks_of_action = self._timeline.tasks_of_action
+        self._close_after_ms = self._timeline.close_after_ms
+        self._remember_ms = self._close_after_ms + config.duplicate_ms
+        # What is due next for a slate: its stage number `stage`, or, after the last, to be forgotten.
+        self._due_after_ms = [stage.after_ms for stage in self._timeline.stages] + [self._remember_ms]
+        self._traffic = {
+            task.name: Traffic(task.window_ms, config.grace_ms, config.out_of_orderness_ms)
+            for task in self._timeline.tasks
+            if task.has_traffic_ratio
+        }
+        self._state = JoinState() if state is None else state
         self.counters = JoinCounters()
+        self._pass_due([])
 
     @property
     def watermark_ms(self) -> int:
@@ -191,47 +142,56 @@ class JoinCore:
         return self._watermark_ms
 
     @property
-    def num_slates(self) -> int:
-        """Slates in memory: open ones, and those remembered to recognise duplicates."""
-        return len(self._slates)
+    def state(self) -> JoinState:
+        """The remembered slates and pending feedback. For metrics and snapshots; do not touch."""
+        return self._state
 
     @property
-    def num_pending(self) -> int:
-        """Feedback waiting for its impression."""
-        return sum(map(len, self._pending.values()))
+    def traffic(self) -> dict[str, Traffic]:
+        """Traffic counts of the tasks that need them. For snapshots."""
+        return self._traffic
 
     def observe_impression(self, impression: Impression, offset: int) -> list[Emission]:
-        """Takes one slate; returns labels of feedback that came before it, and of windows that are closed already."""
+        """Takes one slate; returns the labels that go out at once.
+
+        They are those that are sent before anything is known, those of feedback that came before the slate, and those
+        of windows that are closed already.
+        """
         counters = self.counters
         is_new = offset >= self._resume.next_impression
-        request_id, slate_ms = impression.request_id, impression.ts
+        slate_ms = impression.ts
         counters.impressions += is_new
-        if request_id in self._slates:
-            counters.impression_duplicate += is_new
+        for traffic in self._traffic.values():
+            traffic.observe(impression.scenario, slate_ms, offset)
+        known = self._state.find(impression.request_id)
+        if known is not None:
+            if is_new:
+                counters.impression_duplicate += 1
+                counters.impression_conflict += _differ(known.impression, impression)
             return []
         if has_passed(self._watermark_ms, slate_ms + self._remember_ms):
             counters.impression_late += is_new
             return []
-        slate = _Slate(impression, offset)
-        self._slates[request_id] = slate
-        self._slates_by_offset.append(slate)
-        is_late = has_passed(self._watermark_ms, slate_ms + self._last_close_after_ms)
-        if is_late:
-            # Only a tombstone: it must shadow a copy of itself that is dated a little later and would not be late.
-            slate.stage = len(self._stages)
-            counters.impression_late += is_new
-        else:
-            counters.slates += is_new
-            counters.items += len(impression.items.id) * is_new
+        slate = Slate(impression, offset)
         emissions: list[Emission] = []
-        if not is_new:
+        if has_passed(self._watermark_ms, slate_ms + self._close_after_ms):
+            # Only a tombstone: it must shadow a copy of itself that is dated a little later and would not be late.
+            slate.stage = self._num_stages
+            counters.impression_late += is_new
+        elif is_new:
+            counters.slates += 1
+            counters.items += len(impression.items.id)
+            at_once = self._timeline.at_once(len(impression.items.id))
+            if at_once is not None:
+                self._emit(emissions, slate, at_once, slate_ms)
+        else:
             # What was closed at the last commit is in the log: feedback read only since then must not reopen it.
             self._settle(slate, emissions)
-        for held in self._pending.pop(request_id, ()):
-            held.is_pending = False
-            self._judge(held, slate, emissions)
+        for held in self._state.claim(impression.request_id):
+            if not self._judge(held, slate, emissions):
+                self._state.feedback_needed.remove(held.offset)
         self._settle(slate, emissions)
-        self._due.add(slate_ms + self._due_after_ms[slate.stage], slate)
+        self._state.add(slate, slate_ms + self._due_after_ms[slate.stage])
         return emissions
 
     def observe_feedback(self, feedback: Feedback, offset: int) -> list[Emission]:
@@ -242,74 +202,70 @@ class JoinCore:
         if feedback.action not in self._tasks_of_action:
             counters.feedback_unknown_action += is_new
             return []
-        held = _Held(feedback, offset, is_new)
-        slate = self._slates.get(feedback.request_id)
+        emissions: list[Emission] = []
+        held = Held(feedback, offset, is_new)
+        slate = self._state.find(feedback.request_id)
         if slate is not None:
-            held.is_pending = False
-            emissions: list[Emission] = []
-            self._judge(held, slate, emissions)
-            if held.slate is not None:
-                self._held_by_offset.append(held)
+            if self._judge(held, slate, emissions):
+                self._state.feedback_needed.add(offset)
             return emissions
-        expiry_ms = feedback.ts + self._last_close_after_ms
+        expiry_ms = feedback.ts + self._close_after_ms
         if has_passed(self._watermark_ms, expiry_ms):
             counters.feedback_unmatched += is_new
-            return []
-        self._pending.setdefault(feedback.request_id, []).append(held)
-        self._held_by_offset.append(held)
-        self._expiries.add(expiry_ms, held)
-        return []
+        else:
+            self._state.hold(held, expiry_ms)
+        return emissions
 
     def advance(self, watermark_ms: int) -> list[Emission]:
-        """Moves the watermark, never back; returns the labels of the windows it closes, in order of their close."""
+        """Moves the watermark, never back; returns the labels of the edges it passes, in order of their trigger."""
         emissions: list[Emission] = []
-        if watermark_ms <= self._watermark_ms:
-            return emissions
-        self._watermark_ms = watermark_ms
-        for slate in self._due.take(watermark_ms):
-            if slate.stage == len(self._stages):
-                del self._slates[slate.impression.request_id]
-                slate.stage += 1
-                continue
-            self._close(slate, emissions)
-            self._due.add(slate.impression.ts + self._due_after_ms[slate.stage], slate)
-        for held in self._expiries.take(watermark_ms):
-            if held.is_pending:
-                held.is_pending = False
-                self._forget_pending(held)
-                self.counters.feedback_unmatched += held.is_new
-        emissions.sort(key=_trigger_ms)
+        if watermark_ms > self._watermark_ms:
+            self._watermark_ms = watermark_ms
+            self._pass_due(emissions)
+            emissions.sort(key=_trigger_ms)
         return emissions
 
     def oldest_needed(self, next_impression: int, next_feedback: int) -> tuple[int, int]:
         """Returns the offsets to commit: from there on, the two topics rebuild this state.
 
         The arguments are the offsets after the last message observed of each topic: the answer where nothing older is
-        needed. Amortised constant time.
+        needed.
         """
-        slates, held = self._slates_by_offset, self._held_by_offset
-        forgotten, num_stages = len(self._stages) + 1, len(self._stages)
-        while slates and slates[0].stage == forgotten:
-            slates.popleft()
-        while held and not held[0].is_pending and (held[0].slate is None or held[0].slate.stage >= num_stages):
-            held.popleft()
-        return (
-            slates[0].offset if slates else next_impression,
-            held[0].offset if held else next_feedback,
-        )
+        impression = self._state.impressions_needed.oldest(next_impression)
+        for traffic in self._traffic.values():
+            impression = min(impression, *traffic.oldest_needed())
+        return impression, self._state.feedback_needed.oldest(next_feedback)
 
-    def _judge(self, held: _Held, slate: _Slate, emissions: list[Emission]) -> None:
-        """Applies one feedback to its slate: at most one label per task becomes positive, one counter goes up."""
-        feedback = held.feedback
+    def _pass_due(self, emissions: list[Emission]) -> None:
+        """Does everything that the watermark has made due."""
+        watermark_ms = self._watermark_ms
+        for slate in self._state.take_due(watermark_ms):
+            if slate.stage == self._num_stages:
+                self._state.forget(slate)
+                continue
+            self._settle(slate, emissions)
+            self._state.put_back(slate, slate.impression.ts + self._due_after_ms[slate.stage])
+        for held in self._state.take_expired(watermark_ms):
+            self.counters.feedback_unmatched += held.is_new
+        for traffic in self._traffic.values():
+            traffic.forget(watermark_ms)
+
+    def _judge(self, held: Held, slate: Slate, emissions: list[Emission]) -> bool:
+        """Applies one feedback to its slate: at most one label per task becomes positive, one counter goes up.
+
+        Returns whether a label of the slate that is still open rests on it from now on.
+        """
+        feedback, impression = held.feedback, slate.impression
         try:
-            row = slate.impression.items.id.index(feedback.item_id)
+            row = impression.items.id.index(feedback.item_id)
         except ValueError:
             self.counters.feedback_unknown_item += held.is_new
-            return
-        delay_ms = feedback.ts - slate.impression.ts
+            return False
+        delay_ms = feedback.ts - impression.ts
         meaning = _OUTSIDE
         columns: dict[str, LabelColumn] = {}
-        for stage, task in self._tasks_of_action[feedback.action]:
+        trigger_ms = feedback.ts
+        for task in self._tasks_of_action[feedback.action]:
             if not 0 <= delay_ms <= task.window_ms:
                 continue
             if not feedback.value >= task.at_least:
@@ -318,21 +274,44 @@ class JoinCore:
             positives = slate.positives.get(task.name) if slate.positives is not None else None
             if positives is not None and row in positives:
                 meaning = min(meaning, _REPEAT)
-            elif slate.stage > stage:
+            elif slate.stage > task.close_stage:
                 meaning = min(meaning, _LATE)
             else:
                 meaning = _POSITIVE
                 if slate.positives is None:
                     slate.positives = {}
                 slate.positives.setdefault(task.name, {})[row] = delay_ms
-                held.slate = slate
-                if task.policy.positive is not None:
-                    columns[task.name] = LabelColumn([task.policy.positive], [1], [delay_ms])
+                if slate.stage > task.look_stage:
+                    column = self._positive(task, held, slate, delay_ms)
+                    if column is not None:
+                        columns[task.name] = column
+                        trigger_ms = max(trigger_ms, self._look_ms(task, slate))
         self._count_feedback(held, slate, meaning)
-        if columns and not self._is_committed(slate, held):
-            self._emit(emissions, Emission(slate.impression, [row], columns, feedback.ts, self._watermark_ms))
+        is_committed = slate.offset < self._resume.next_impression and held.offset < self._resume.next_feedback
+        if columns and not is_committed:
+            self._emit(emissions, slate, outcome_of([row], columns), trigger_ms)
+        if meaning != _POSITIVE:
+            return False
+        if slate.held is None:
+            slate.held = []
+        slate.held.append(held.offset)
+        return True
 
-    def _count_feedback(self, held: _Held, slate: _Slate, meaning: int) -> None:
+    def _positive(self, task: Task, held: Held, slate: Slate, delay_ms: int) -> LabelColumn | None:
+        """Returns the label that a positive sends at its feedback, its early look being over; None for nothing."""
+        kind = task.policy.positive
+        if delay_ms <= task.observe_ms:
+            kind = task.policy.missed_positive
+            self.counters.early_missed += held.is_new
+        if kind is None:
+            return None
+        traffic = self._traffic.get(task.name)
+        if traffic is None:
+            return LabelColumn([kind], [1], [delay_ms])
+        ratio = traffic.ratio(slate.impression.scenario, slate.impression.ts, held.feedback.ts)
+        return LabelColumn([kind], [1], [delay_ms], [ratio])
+
+    def _count_feedback(self, held: Held, slate: Slate, meaning: int) -> None:
         event_id = held.feedback.event_id
         if slate.seen is None:
             slate.seen = set()
@@ -342,77 +321,58 @@ class JoinCore:
             name = "feedback_duplicate" if is_again and meaning != _POSITIVE else _COUNTER[meaning]
             setattr(self.counters, name, getattr(self.counters, name) + 1)
 
-    def _is_committed(self, slate: _Slate, held: _Held) -> bool:
-        """Returns whether what this feedback made known about this slate is in the log already."""
-        return slate.offset < self._resume.next_impression and held.offset < self._resume.next_feedback
-
-    def _settle(self, slate: _Slate, emissions: list[Emission]) -> None:
-        """Closes the windows of a new slate that the watermark has passed already."""
+    def _settle(self, slate: Slate, emissions: list[Emission]) -> None:
+        """Takes a slate past every stage whose edge the watermark has passed."""
         slate_ms = slate.impression.ts
-        while slate.stage < len(self._stages) and has_passed(
-            self._watermark_ms, slate_ms + self._stages[slate.stage].close_after_ms
+        while slate.stage < self._num_stages and has_passed(
+            self._watermark_ms, slate_ms + self._due_after_ms[slate.stage]
         ):
-            self._close(slate, emissions)
+            self._pass_stage(slate, slate_ms + self._due_after_ms[slate.stage], emissions)
 
-    def _close(self, slate: _Slate, emissions: list[Emission]) -> None:
-        """Makes the labels of the slate's next stage final."""
-        stage = self._stages[slate.stage]
+    def _pass_stage(self, slate: Slate, edge_ms: int, emissions: list[Emission]) -> None:
+        """Makes known what the slate's next stage makes known, unless it is in the log already."""
+        number = slate.stage
         slate.stage += 1
-        close_ms = slate.impression.ts + stage.close_after_ms
-        if slate.offset < self._resume.next_impression and has_passed(self._resume.watermark_ms, close_ms):
+        if not (slate.offset < self._resume.next_impression and has_passed(self._resume.watermark_ms, edge_ms)):
+            outcome = self._timeline.at_stage(number, slate.positives, len(slate.impression.items.id))
+            if outcome.rows:
+                self._emit(emissions, slate, outcome, edge_ms)
+            if slate.positives is not None:
+                for task in self._timeline.stages[number].looks:
+                    self._correct(task, slate, edge_ms, emissions)
+        if slate.stage == self._num_stages and slate.held is not None:
+            for offset in slate.held:
+                self._state.feedback_needed.remove(offset)
+            slate.held = None
+
+    def _correct(self, task: Task, slate: Slate, edge_ms: int, emissions: list[Emission]) -> None:
+        """Sends the positives beyond the early look that were here before it, right after it."""
+        if slate.positives is None or task.policy.positive is None:
             return
-        num_items = len(slate.impression.items.id)
-        if slate.positives is None:
-            rows, columns = self._all_negative(slate.stage, num_items)
-        else:
-            rows, columns = _closed(stage, slate.positives, num_items)
-        if rows:
-            self._emit(emissions, Emission(slate.impression, rows, columns, close_ms, self._watermark_ms))
+        for row, delay_ms in slate.positives.get(task.name, {}).items():
+            if delay_ms > task.observe_ms:
+                column = LabelColumn([task.policy.positive], [1], [delay_ms])
+                trigger_ms = max(slate.impression.ts + delay_ms, edge_ms)
+                self._emit(emissions, slate, outcome_of([row], {task.name: column}), trigger_ms)
 
-    def _all_negative(self, stage: int, num_items: int) -> _Closed:
-        """Returns what goes out where nothing was positive: the usual case, and always the same."""
-        closed = self._negatives.get((stage, num_items))
-        if closed is None:
-            closed = self._negatives[stage, num_items] = _closed(self._stages[stage - 1], {}, num_items)
-        return closed
+    def _look_ms(self, task: Task, slate: Slate) -> int:
+        """Returns when the task's early look is over; the slate's time if it takes none."""
+        if task.look_stage < 0:
+            return slate.impression.ts
+        return slate.impression.ts + self._due_after_ms[task.look_stage]
 
-    def _emit(self, emissions: list[Emission], emission: Emission) -> None:
+    def _emit(self, emissions: list[Emission], slate: Slate, outcome: Outcome, trigger_ms: int) -> None:
         counters = self.counters
         counters.emissions += 1
-        for kind, label, _ in emission.columns.values():
-            num_labels = len(kind) - kind.count("none")
-            num_positives = sum(label)
-            counters.labels += num_labels
-            counters.positives += num_positives
-            counters.negatives += num_labels - num_positives
-        emissions.append(emission)
-
-    def _forget_pending(self, held: _Held) -> None:
-        request_id = held.feedback.request_id
-        waiting = self._pending[request_id]
-        waiting.remove(held)
-        if not waiting:
-            del self._pending[request_id]
+        counters.labels += outcome.num_labels
+        counters.positives += outcome.num_positives
+        counters.negatives += outcome.num_labels - outcome.num_positives
+        counters.settled += outcome.num_settled
+        emissions.append(Emission(slate.impression, outcome.rows, outcome.columns, trigger_ms, self._watermark_ms))
 
 
-def _closed(stage: _Stage, positives: dict[str, dict[int, int]], num_items: int) -> _Closed:
-    """Returns the rows of a slate that go out at one of its closes, and their labels."""
-    columns: dict[str, LabelColumn] = {}
-    for task in stage.tasks:
-        kind: list[KindName] = [task.policy.close_negative or "none"] * num_items
-        label, delay_ms = [0] * num_items, [-1] * num_items
-        for row, row_delay_ms in positives.get(task.name, {}).items():
-            kind[row] = task.policy.close_positive or "none"
-            if task.policy.close_positive is not None:
-                label[row], delay_ms[row] = 1, row_delay_ms
-        columns[task.name] = LabelColumn(kind, label, delay_ms)
-    rows = [row for row in range(num_items) if any(column.kind[row] != "none" for column in columns.values())]
-    if len(rows) < num_items:
-        for name, (kinds, labels, delays_ms) in columns.items():
-            columns[name] = LabelColumn(
-                [kinds[row] for row in rows], [labels[row] for row in rows], [delays_ms[row] for row in rows]
-            )
-    return rows, columns
+def _differ(one: Impression, other: Impression) -> bool:
+    return one.user_id != other.user_id or one.items.id != other.items.id
 
 
 def _trigger_ms(emission: Emission) -> int:

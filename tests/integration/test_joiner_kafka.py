@@ -18,7 +18,7 @@ from stream.kafka_producer import KafkaProducer
 from stream.log import EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig, TopicPartition, topic_name
 from stream.schema import KINDS, Feedback, Impression, SchemaConfig, TaskConfig
 from tests.stream.build import did, shown
-from tests.stream.oracle import Label, final_labels
+from tests.stream.oracle import Label, labels_of
 
 WaitUntil = Callable[..., None]
 PROGRAM = """
@@ -75,7 +75,7 @@ class World:
     def expected(self) -> Counter[Label]:
         impressions = [event for event in self.arrivals if isinstance(event, Impression)]
         clicks = [event for event in self.arrivals if isinstance(event, Feedback)]
-        return final_labels(SCHEMA, impressions, clicks)
+        return labels_of(SCHEMA, impressions, clicks)
 
 
 class Joiners:

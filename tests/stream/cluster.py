@@ -89,13 +89,14 @@ class Cluster:
 
     def labels(self) -> Counter[Label]:
         """Returns the labels in the examples topic, as a reader with read_committed sees them."""
-        labels: Counter[Label] = Counter()
-        for message in self.messages(EXAMPLES):
-            labels.update(labels_of(message.value, self.schema))
-        return labels
+        return Counter(self.labels_in_order())
+
+    def labels_in_order(self) -> list[Label]:
+        """Returns the same, in the order of the log."""
+        return [label for message in self.messages(EXAMPLES) for label in labels_in(message.value, self.schema)]
 
 
-def labels_of(value: bytes, schema: SchemaConfig) -> list[Label]:
+def labels_in(value: bytes, schema: SchemaConfig) -> list[Label]:
     """Returns the labels of one examples message, read cell by cell with Arrow alone."""
     labels: list[Label] = []
     for row in pa.ipc.open_stream(value).read_all().to_pylist():

@@ -11,8 +11,46 @@ Label = tuple[str, str, str, str, int, int]
 """(request_id, item_id, task, kind, label, delay_ms)"""
 
 
-def final_labels(schema: SchemaConfig, impressions: list[Impression], feedback: list[Feedback]) -> Counter[Label]:
-    """Returns each label of the log, once; both lists in the order in which they arrived."""
+ROWS: dict[str, dict[str, list[tuple[str, int]]]] = {
+    # policy: what goes out for a negative, for a positive by the early look (if any), and for a later positive
+    "wait": {"no": [("final", 0)], "early": [("final", 1)], "late": [("final", 1)]},
+    "eager": {"no": [("final", 0)], "early": [("final", 1)], "late": [("final", 1)]},
+    "fnw": {
+        "no": [("fake_negative", 0), ("matured", 0)],
+        "late": [("fake_negative", 0), ("late_positive", 1), ("matured", 1)],
+    },
+    "fnw_rn": {
+        "no": [("fake_negative", 0), ("real_negative_repeat", 0)],
+        "late": [("fake_negative", 0), ("late_positive", 1), ("matured", 1)],
+    },
+    "vanilla": {
+        "no": [("early_negative", 0), ("matured", 0)],
+        "early": [("early_positive", 1), ("matured", 1)],
+        "late": [("early_negative", 0), ("matured", 1)],
+    },
+    "es_dfm": {
+        "no": [("early_negative", 0), ("matured", 0)],
+        "early": [("early_positive", 1), ("matured", 1)],
+        "late": [("early_negative", 0), ("late_positive", 1), ("matured", 1)],
+    },
+    "defer_neg": {
+        "no": [("early_negative", 0), ("real_negative_repeat", 0)],
+        "early": [("early_positive", 1), ("matured", 1)],
+        "late": [("early_negative", 0), ("late_positive", 1), ("matured", 1)],
+    },
+    "defer": {
+        "no": [("early_negative", 0), ("real_negative_repeat", 0)],
+        "early": [("early_positive", 1), ("early_positive_repeat", 1)],
+        "late": [("early_negative", 0), ("late_positive", 1), ("matured", 1)],
+    },
+}
+ROWS["fnc"] = ROWS["fnw"]
+ROWS["fsiw"] = ROWS["dfm"] = ROWS["vanilla"]
+ROWS["vanilla_dup"] = ROWS["defuse"] = ROWS["es_dfm"]
+
+
+def labels_of(schema: SchemaConfig, impressions: list[Impression], feedback: list[Feedback]) -> Counter[Label]:
+    """Returns each label of the log as often as it must go out; both lists in the order in which they arrived."""
     labels: Counter[Label] = Counter()
     done = set()
     for impression in impressions:
@@ -28,6 +66,10 @@ def final_labels(schema: SchemaConfig, impressions: list[Impression], feedback: 
                     and impression.ts <= action.ts <= impression.ts + task.window_ms
                     and (task.at_least is None or action.value >= task.at_least)
                 ]
-                outcome = (1, delays[0]) if delays else (0, -1)
-                labels[(impression.request_id, item, name, "final", *outcome)] += 1
+                fate = "no" if not delays else "late"
+                if delays and task.observe_ms is not None and delays[0] <= task.observe_ms:
+                    fate = "early"
+                for kind, label in ROWS[task.policy][fate]:
+                    delay_ms = delays[0] if label else -1
+                    labels[(impression.request_id, item, name, kind, label, delay_ms)] += 1
     return labels

@@ -101,7 +101,7 @@ def test_feedback_waits_for_its_impression_until_none_could_be_accepted(watermar
     found = labels(run(core, [did(at=2_000), watermark_ms, shown(at=2_000), 10**6]))
     assert found == ([("a", "click", 1, 0)] if is_joined else [])
     assert core.counters.feedback_unmatched == int(not is_joined)
-    assert core.num_pending == 0
+    assert core.state.num_pending == 0
 
 
 def test_wait_emits_at_the_close_and_eager_a_positive_at_once() -> None:
@@ -240,7 +240,7 @@ def test_a_slate_is_needed_until_forgotten_and_feedback_while_a_label_rests_on_i
     assert core.oldest_needed(2, 3) == (2, 2)
     core.advance(132_001)
     assert core.oldest_needed(2, 3) == (2, 3)
-    assert (core.num_slates, core.num_pending) == (0, 0)
+    assert (core.state.num_slates, core.state.num_pending) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,38 @@ from hypothesis import strategies as st
 
 from stream.emission import ItemLabel, JoinCounters
 from stream.join import JoinConfig, JoinCore, Resume
-from stream.schema import Feedback, Impression, SchemaConfig, TaskConfig
+from stream.policy import POLICIES
+from stream.schema import OBSERVING_POLICIES, SETTLED_KINDS, Feedback, Impression, PolicyName, SchemaConfig, TaskConfig
 from tests.stream.build import did, schema, shown
+from tests.stream.oracle import ROWS
 
 DUPLICATE_MS = 5
 CONFIG = JoinConfig(grace_ms=3, duplicate_ms=DUPLICATE_MS)
-SCHEMA = schema(
-    click=TaskConfig(action="click", window_ms=10, policy="eager"),
-    hide=TaskConfig(action="hide", window_ms=10, policy="wait"),
-    order=TaskConfig(action="order", window_ms=25, policy="eager"),
-    long_click=TaskConfig(action="click", window_ms=25, policy="wait", at_least=2.0),
-)
+SHORT_MS, LONG_MS = 10, 25
+LOOK_MS = {SHORT_MS: 4, LONG_MS: 10}
 END = 10_000
 
 LAST_CLOSE_MS = 25 + 3
-EDGES_MS = (0, 10, 10 + 3, 25, LAST_CLOSE_MS, LAST_CLOSE_MS + DUPLICATE_MS)
-"""Distances from a slate at which something ends: windows, closes, being remembered."""
+EDGES_MS = (0, 4, 4 + 3, 10, 10 + 3, 25, LAST_CLOSE_MS, LAST_CLOSE_MS + DUPLICATE_MS)
+"""Distances from a slate at which something ends: looks, windows, closes, being remembered."""
+
+
+def task(action: str, window_ms: int, policy: PolicyName, at_least: float | None = None) -> TaskConfig:
+    observe_ms = LOOK_MS[window_ms] if policy in OBSERVING_POLICIES else None
+    return TaskConfig(action=action, window_ms=window_ms, policy=policy, observe_ms=observe_ms, at_least=at_least)
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> SchemaConfig:
+    """Four tasks, two of them of one action, under any policies a joiner can follow."""
+    policies = [draw(st.sampled_from([policy for policy in POLICIES if policy != "oracle"])) for _ in range(4)]
+    return schema(
+        click=task("click", SHORT_MS, policies[0]),
+        hide=task("hide", SHORT_MS, policies[1]),
+        order=task("order", LONG_MS, policies[2]),
+        long_click=task("click", LONG_MS, policies[3], at_least=2.0),
+    )
+
 
 Step = str | int
 """What a process does next: read a topic, commit, crash, or advance to a watermark."""
@@ -112,31 +128,31 @@ def state(core: JoinCore, impressions_read: list[Impression]) -> dict[str, Any]:
     No acceptable impression can claim it any more, so that it is no difference.
     """
     slates = {}
-    for request_id, slate in core._slates.items():
-        still_open = {task.name for stage in core._stages[slate.stage :] for task in stage.tasks}
+    timeline = core._timeline
+    for slate in core.state.slates():
+        still_open = {task.name for stage in timeline.stages[slate.stage :] for task in stage.closes}
         positives = {
             (task, row, delay_ms)
             for task, rows in (slate.positives or {}).items()
             for row, delay_ms in rows.items()
             if task in still_open
         }
-        slates[request_id] = (slate.offset, slate.stage, positives)
+        slates[slate.impression.request_id] = (slate.offset, slate.stage, positives)
     were_shown = {impression.request_id for impression in impressions_read}
-    pending = {
-        request_id: [held.offset for held in waiting]
-        for request_id, waiting in core._pending.items()
-        if request_id not in were_shown
-    }
+    pending: dict[str, list[int]] = {}
+    for held in core.state.pending():
+        if held.feedback.request_id not in were_shown:
+            pending.setdefault(held.feedback.request_id, []).append(held.offset)
     return {"slates": slates, "pending": pending, "watermark": core.watermark_ms}
 
 
-@settings(max_examples=200, deadline=None)
-@given(runs(), st.randoms(use_true_random=False))
+@settings(max_examples=300, deadline=None)
+@given(schemas(), runs(), st.randoms(use_true_random=False))
 def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
-    run: tuple[list[Impression], list[Feedback], list[Step]], rng: Any
+    schema: SchemaConfig, run: tuple[list[Impression], list[Feedback], list[Step]], rng: Any
 ) -> None:
     impressions, feedback, steps = run
-    process = Process(JoinCore(SCHEMA, CONFIG), Resume(), 0, 0)
+    process = Process(JoinCore(schema, CONFIG), Resume(), 0, 0)
     committed: Counter[ItemLabel] = Counter()
     resume, oldest = Resume(), (0, 0)
     counted = JoinCounters()
@@ -144,7 +160,7 @@ def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
     # A commit before the end and a crash: every drawn run has at least one recovery.
     for step in [*steps, "commit", "crash", *(["impression", "feedback"] * 30), END, "commit"]:
         if step == "crash":
-            process = Process(JoinCore(SCHEMA, CONFIG, resume), resume, *oldest)
+            process = Process(JoinCore(schema, CONFIG, resume), resume, *oldest)
             if rng.random() < 0.5:
                 continue  # the steps drawn decide: one topic may run ahead of what was read, the other lag behind
             while not process.is_caught_up():
@@ -170,7 +186,7 @@ def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
         else:
             process.read(impressions, feedback, is_impression=step == "impression")
 
-    check_labels(SCHEMA, committed, impressions, feedback)
+    check_labels(schema, committed, impressions, feedback)
     check_counters(counted, committed, len(impressions), len(feedback))
 
 
@@ -178,13 +194,16 @@ def check_labels(
     schema: SchemaConfig, labels: Counter[ItemLabel], impressions: list[Impression], feedback: list[Feedback]
 ) -> None:
     """Each slate has either all its labels, each once, or (late) none; a positive has its feedback in the log."""
-    by_slate: dict[str, list[tuple[str, str]]] = {}
+    cells: dict[str, dict[tuple[str, str], list[tuple[str, int]]]] = {}
     starts: dict[str, int] = {}
     for impression in impressions:
         starts.setdefault(impression.request_id, impression.ts)
     for label, count in labels.items():
         assert count == 1, label
-        by_slate.setdefault(label.request_id, []).append((label.item_id, label.task))
+        of_slate = cells.setdefault(
+            label.request_id, {(item, task): [] for item in ("a", "b") for task in schema.tasks}
+        )
+        of_slate[label.item_id, label.task].append((label.kind, label.label))
         if label.label:
             task = schema.tasks[label.task]
             assert 0 <= label.delay_ms <= task.window_ms
@@ -194,8 +213,18 @@ def check_labels(
                 and f.value >= (task.at_least or 0)
                 for f in feedback
             )
-    for cells in by_slate.values():
-        assert sorted(cells) == sorted((item, task) for item in ("a", "b") for task in schema.tasks)
+    for of_slate in cells.values():
+        for (_, name), rows in of_slate.items():
+            policy = schema.tasks[name].policy
+            assert sorted(rows) in [sorted(fate) for fate in [*ROWS[policy].values(), *MISSED.get(policy, [])]]
+
+
+MISSED: dict[str, list[list[tuple[str, int]]]] = {
+    # A positive by the early look that came after it: possible here, for watermarks are as wild as they may be.
+    "defer": [[("early_negative", 0), ("early_positive_repeat", 1)]],
+    "vanilla": [[("early_negative", 0), ("matured", 1)]],
+}
+MISSED["fsiw"] = MISSED["dfm"] = MISSED["vanilla"]
 
 
 def check_counters(counted: JoinCounters, labels: Counter[ItemLabel], num_impressions: int, num_feedback: int) -> None:
@@ -205,17 +234,19 @@ def check_counters(counted: JoinCounters, labels: Counter[ItemLabel], num_impres
     assert c.feedback == num_feedback
     fates = sum(count for name, count in c.as_dict().items() if name.startswith("feedback_"))
     assert fates <= c.feedback, "pending before a crash and decided after it is counted as read, but not as a fate"
-    assert c.labels == labels.total() == c.items * 4 == c.positives + c.negatives
+    assert c.labels == labels.total() == c.positives + c.negatives
+    assert c.settled == c.items * 4 == sum(label.kind in SETTLED_KINDS for label in labels)
     assert c.positives == sum(label.label for label in labels)
 
 
 @settings(max_examples=100, deadline=None)
-@given(runs())
+@given(schemas(), runs())
 def test_without_a_crash_every_feedback_has_exactly_one_fate(
+    schema: SchemaConfig,
     run: tuple[list[Impression], list[Feedback], list[Step]],
 ) -> None:
     impressions, feedback, steps = run
-    process = Process(JoinCore(SCHEMA, CONFIG), Resume(), 0, 0)
+    process = Process(JoinCore(schema, CONFIG), Resume(), 0, 0)
     for step in [*steps, *(["impression", "feedback"] * 30), END]:
         if isinstance(step, int):
             process.advance(step)
@@ -224,4 +255,4 @@ def test_without_a_crash_every_feedback_has_exactly_one_fate(
     counts = process.core.counters.as_dict()
     fates = sum(count for name, count in counts.items() if name.startswith("feedback_"))
     assert fates == counts["feedback"] == len(feedback)
-    assert (process.core.num_slates, process.core.num_pending) == (0, 0), "all memory is given back"
+    assert (process.core.state.num_slates, process.core.state.num_pending) == (0, 0), "all memory is given back"

@@ -17,13 +17,24 @@ from stream.memory_broker import CrashSchedule
 from stream.schema import Feedback, Impression, TaskConfig
 from tests.stream.build import did, schema, shown
 from tests.stream.cluster import GROUP, Cluster
-from tests.stream.oracle import final_labels
+from tests.stream.oracle import labels_of
 
-SCHEMA = schema(
+FINAL = schema(
     click=TaskConfig(action="click", window_ms=10_000, policy="eager"),
     hide=TaskConfig(action="hide", window_ms=5_000, policy="wait"),
     long_view=TaskConfig(action="view", window_ms=10_000, at_least=3.0, policy="eager"),
 )
+"""Each label once."""
+SCHEMA = schema(
+    **FINAL.tasks,
+    click_fnw=TaskConfig(action="click", window_ms=10_000, policy="fnw"),
+    click_fnw_rn=TaskConfig(action="click", window_ms=5_000, policy="fnw_rn"),
+    click_es_dfm=TaskConfig(action="click", window_ms=10_000, policy="es_dfm", observe_ms=5_000),
+    view_defer=TaskConfig(action="view", window_ms=10_000, policy="defer", observe_ms=4_999),
+    view_defer_neg=TaskConfig(action="view", window_ms=5_000, policy="defer_neg", observe_ms=1),
+    hide_vanilla=TaskConfig(action="hide", window_ms=9_999, policy="vanilla", observe_ms=5_000),
+)
+"""The same, and every other way in which labels can go out."""
 CONFIG = JoinConfig(
     grace_ms=500, out_of_orderness_ms=2_000, max_ahead_ms=0, idle_ms=1_000, duplicate_ms=1_000, commit_interval_ms=100
 )
@@ -55,7 +66,7 @@ def traffic(seed: int, num_slates: int = 12) -> list[tuple[int, Event]]:
 
 def expected_labels(arrivals: list[tuple[int, Event]]) -> Counter[tuple[str, str, str, str, int, int]]:
     events = [event for _, event in arrivals]
-    return final_labels(
+    return labels_of(
         SCHEMA,
         [event for event in events if isinstance(event, Impression)],
         [event for event in events if isinstance(event, Feedback)],
@@ -78,7 +89,8 @@ def assert_counters_add_up(cluster: Cluster, arrivals: list[tuple[int, Event]]) 
     assert c.impressions == sum(isinstance(event, Impression) for _, event in arrivals)
     assert c.feedback == sum(isinstance(event, Feedback) for _, event in arrivals)
     assert c.impressions == c.slates + c.impression_duplicate
-    assert c.labels == c.positives + c.negatives == c.items * len(SCHEMA.tasks)
+    assert c.labels == c.positives + c.negatives
+    assert c.settled == c.items * len(SCHEMA.tasks)
     assert (c.impression_late, c.feedback_late, c.malformed, c.clock_ahead, c.lost_messages) == (0, 0, 0, 0, 0)
 
 
@@ -142,6 +154,15 @@ def test_crashes_and_rebalances_lose_nothing_double_nothing_and_contradict_nothi
         cluster.start()
     cluster.settle()
     assert cluster.labels() == expected_labels(arrivals)
+    assert_late_positives_follow_their_negatives(cluster)
+
+
+def assert_late_positives_follow_their_negatives(cluster: Cluster) -> None:
+    seen = set()
+    for request_id, item, task, kind, label, _ in cluster.labels_in_order():
+        assert kind != "late_positive" or (request_id, item, task) in seen
+        if label == 0:
+            seen.add((request_id, item, task))
 
 
 def test_a_backlog_is_joined_like_the_live_stream() -> None:
@@ -182,7 +203,7 @@ def test_a_joiner_given_up_for_dead_cannot_commit() -> None:
 
 
 def test_a_positive_is_visible_after_one_commit_interval() -> None:
-    cluster = Cluster(SCHEMA, CONFIG)
+    cluster = Cluster(FINAL, CONFIG)
     cluster.start()
     cluster.turn()
     cluster.now_ms += 5_000
@@ -192,7 +213,7 @@ def test_a_positive_is_visible_after_one_commit_interval() -> None:
 
 
 def test_the_last_slates_of_a_quiet_night_close_too() -> None:
-    cluster = Cluster(SCHEMA, CONFIG)
+    cluster = Cluster(FINAL, CONFIG)
     cluster.start()
     cluster.send(shown(at=0))
     for _ in range(40):
@@ -347,7 +368,7 @@ def test_foreign_metadata_is_refused() -> None:
 
 
 def test_other_label_settings_are_refused_while_slates_are_open_and_welcome_afterwards() -> None:
-    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    cluster = Cluster(FINAL, CONFIG, num_partitions=1)
     open_slate(cluster)
     other = schema(click=TaskConfig(action="click", window_ms=20_000))
     cluster.schema = other
@@ -355,7 +376,7 @@ def test_other_label_settings_are_refused_while_slates_are_open_and_welcome_afte
     with pytest.raises(OffsetMetadataError, match="slates are still open under other settings"):
         joiner.run_once()
     cluster.kill()
-    cluster.schema = SCHEMA
+    cluster.schema = FINAL
     cluster.start()
     cluster.settle()
     before = cluster.labels()
@@ -411,7 +432,7 @@ def _partition_of(cluster: Cluster, user_id: str) -> int:
 
 
 def test_run_commits_what_is_at_hand_before_it_returns() -> None:
-    cluster = Cluster(SCHEMA, CONFIG)
+    cluster = Cluster(FINAL, CONFIG)
     joiner = cluster.start()
     turns = iter(range(6))
     cluster.send(shown(at=0), did(at=1))

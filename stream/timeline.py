@@ -1,0 +1,159 @@
+"""What happens to a slate when: the looks and closes of all tasks in order, and what goes out at each.
+
+    slate      + observe_ms + grace         + window_ms + grace
+      |--------------^ look ---------------------^ close          one task under an observing policy; others only close
+
+Tasks that share an edge share a stage, and so an emission.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from stream.emission import LabelColumn
+from stream.policy import POLICIES, Policy
+from stream.schema import SETTLED_KINDS, KindName, SchemaConfig
+
+NEVER = -1
+"""Stage of the look of a task that takes none; and its `observe_ms`, which no delay is within."""
+
+Positives = Mapping[str, Mapping[int, int]]
+"""Task -> row -> delay_ms of its first qualifying feedback."""
+
+
+class Task(NamedTuple):
+    """One task as the join core needs it."""
+
+    name: str
+    window_ms: int
+    observe_ms: int
+    at_least: float
+    policy: Policy
+    look_stage: int
+    close_stage: int
+    has_traffic_ratio: bool
+
+
+class Stage(NamedTuple):
+    """The tasks that are looked at, and those that close, when the watermark passes slate + `after_ms`."""
+
+    after_ms: int
+    looks: list[Task]
+    closes: list[Task]
+
+
+class Outcome(NamedTuple):
+    """What goes out of one slate at one trigger, and what it counts."""
+
+    rows: Sequence[int]
+    columns: Mapping[str, LabelColumn]
+    num_labels: int
+    num_positives: int
+    num_settled: int
+
+
+class Timeline:
+    """Stages of all slates of a schema; `tasks_of_action` says which tasks a feedback may concern.
+
+    Raises:
+        ValueError: a policy that no joiner can follow.
+    """
+
+    def __init__(self, schema: SchemaConfig, grace_ms: int) -> None:
+        looks_ms = {name: task.observe_ms for name, task in schema.tasks.items() if task.observe_ms is not None}
+        edges_ms = sorted({task.window_ms for task in schema.tasks.values()} | set(looks_ms.values()))
+        self.tasks: list[Task] = []
+        self.tasks_of_action: dict[str, list[Task]] = {}
+        self.stages = [Stage(edge_ms + grace_ms, [], []) for edge_ms in edges_ms]
+        for name, config in schema.tasks.items():
+            if config.policy == "oracle":
+                raise ValueError(
+                    f"tasks.{name}.policy: oracle knows the future, which only a simulation can; "
+                    f"choose one of {', '.join(policy for policy in POLICIES if policy != 'oracle')}"
+                )
+            look_ms = looks_ms.get(name, NEVER)
+            task = Task(
+                name,
+                config.window_ms,
+                look_ms,
+                float("-inf") if config.at_least is None else config.at_least,
+                POLICIES[config.policy],
+                NEVER if look_ms == NEVER else edges_ms.index(look_ms),
+                edges_ms.index(config.window_ms),
+                config.has_traffic_ratio,
+            )
+            self.tasks.append(task)
+            self.tasks_of_action.setdefault(config.action, []).append(task)
+            self.stages[task.close_stage].closes.append(task)
+            if task.look_stage != NEVER:
+                self.stages[task.look_stage].looks.append(task)
+        self.close_after_ms = self.stages[-1].after_ms
+        """The last close of a slate, in ms after it."""
+        self._at_once = [task for task in self.tasks if task.policy.shown is not None]
+        self._negatives: dict[tuple[int, int], Outcome] = {}
+
+    def at_once(self, num_items: int) -> Outcome | None:
+        """Returns what goes out when a slate is read; None for nothing."""
+        if not self._at_once:
+            return None
+        outcome = self._negatives.get((NEVER, num_items))
+        if outcome is None:
+            columns = {task.name: _column(task.policy.shown, {}, {}, num_items) for task in self._at_once}
+            outcome = self._negatives[NEVER, num_items] = outcome_of(range(num_items), columns)
+        return outcome
+
+    def at_stage(self, number: int, positives: Positives | None, num_items: int) -> Outcome:
+        """Returns what goes out at a stage, given what was positive by then."""
+        if positives is not None:
+            return _outcome_at(self.stages[number], positives, num_items)
+        # Nothing was positive: the usual case, and always the same.
+        outcome = self._negatives.get((number, num_items))
+        if outcome is None:
+            outcome = self._negatives[number, num_items] = _outcome_at(self.stages[number], {}, num_items)
+        return outcome
+
+
+def outcome_of(rows: Sequence[int], columns: Mapping[str, LabelColumn]) -> Outcome:
+    """Returns rows and columns with what they count."""
+    labels = [
+        (kind, label)
+        for column in columns.values()
+        for kind, label in zip(column.kind, column.label, strict=True)
+        if kind != "none"
+    ]
+    num_settled = sum(kind in SETTLED_KINDS for kind, _ in labels)
+    return Outcome(rows, columns, len(labels), sum(label for _, label in labels), num_settled)
+
+
+def _outcome_at(stage: Stage, positives: Positives, num_items: int) -> Outcome:
+    columns = {task.name: _look(task, positives.get(task.name, {}), num_items) for task in stage.looks}
+    columns |= {task.name: _close(task, positives.get(task.name, {}), num_items) for task in stage.closes}
+    rows: Sequence[int] = [
+        row for row in range(num_items) if any(column.kind[row] != "none" for column in columns.values())
+    ]
+    if len(rows) < num_items:
+        columns = {name: column.take(rows) for name, column in columns.items()}
+    return outcome_of(rows, columns)
+
+
+def _look(task: Task, positives: Mapping[int, int], num_items: int) -> LabelColumn:
+    kinds = {row: task.policy.early_positive for row, delay_ms in positives.items() if delay_ms <= task.observe_ms}
+    return _column(task.policy.early_negative, kinds, positives, num_items)
+
+
+def _close(task: Task, positives: Mapping[int, int], num_items: int) -> LabelColumn:
+    early, late = task.policy.close_early_positive, task.policy.close_positive
+    kinds = {row: early if delay_ms <= task.observe_ms else late for row, delay_ms in positives.items()}
+    return _column(task.policy.close_negative, kinds, positives, num_items)
+
+
+def _column(
+    negative: KindName | None, positive: Mapping[int, KindName | None], delays_ms: Mapping[int, int], num_items: int
+) -> LabelColumn:
+    """Returns negatives of one kind, but for the rows in `positive`."""
+    kind: list[KindName] = [negative or "none"] * num_items
+    label, delay_ms = [0] * num_items, [-1] * num_items
+    for row, row_kind in positive.items():
+        kind[row] = row_kind or "none"
+        if row_kind is not None:
+            label[row], delay_ms[row] = 1, delays_ms[row]
+    return LabelColumn(kind, label, delay_ms)
