@@ -10,6 +10,7 @@ import click
 
 from freshrank.command import instance_option, now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
+from freshrank.exits import CommandError, ExitCode
 from freshrank.places import addresses
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def join(run: RunConfig, instance: str | None) -> None:
     should_stop = stop_signal()
     topics = [topic_name(run.kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)]
     group_id = run.kafka.topic_prefix + GROUP_ID
+    check_retention(run)
     member = KafkaGroupMember(run.kafka, group_id, topics, instance_id=instance)
     producer = KafkaTransactionalProducer(run.kafka, f"{group_id}-{instance or uuid.uuid4().hex}")
     gc.freeze()
@@ -56,6 +58,36 @@ def join(run: RunConfig, instance: str | None) -> None:
     finally:
         producer.close()
         member.close()
+
+
+def needed_retention_ms(run: RunConfig) -> int:
+    """Returns how long the input topics must keep messages at least, in ms: as long as a restart may need them.
+
+    A slate is needed until the watermark passes its last close + `duplicate_ms`; the watermark itself runs
+    `out_of_orderness_ms` behind the newest event.
+    """
+    join = run.join
+    return run.schema.max_window_ms + join.grace_ms + join.duplicate_ms + join.out_of_orderness_ms
+
+
+def check_retention(run: RunConfig) -> None:
+    """Checks that the broker keeps the input topics for long enough; logs a warning where it does not say.
+
+    Raises:
+        CommandError: a topic forgets what open slates still need; labels would be lost at the next restart.
+        LogUnavailableError: the broker does not answer.
+    """
+    from stream.log import FEEDBACK, IMPRESSIONS, topic_name
+    from stream.topics import describe_topics, retention_problems
+
+    infos = describe_topics(run.kafka)
+    problems = retention_problems(run.kafka, infos, needed_retention_ms(run))
+    if problems:
+        raise CommandError(ExitCode.USAGE, "; ".join(problems))
+    inputs = {topic_name(run.kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)}
+    for info in infos:
+        if info.name in inputs and info.num_partitions and info.retention_ms is None:
+            _logger.warning("The broker does not say how long it keeps messages: not checked. topic=%s", info.name)
 
 
 def readings(joiner: "Joiner") -> "Iterator[Reading]":
