@@ -46,24 +46,20 @@ def arrivals(num_slates: int, slate_size: int, seed: int = 1) -> list[Impression
 def join(events: list[Impression | Feedback]) -> Counter[int]:
     """Runs the join core over all events; returns how many labels of each value it gave."""
     core = JoinCore(SCHEMA, JoinConfig(grace_ms=GRACE_MS, out_of_orderness_ms=JITTER_MS, max_ahead_ms=0))
-    counts: Counter[int] = Counter()
     newest_ms = 0
+    emissions = []
     for offset, event in enumerate(events):
         newest_ms = max(newest_ms, event.ts)
         if isinstance(event, Impression):
-            emissions = core.observe_impression(event, offset)
+            emissions += core.observe_impression(event, offset)
         else:
-            emissions = core.observe_feedback(event, offset)
+            emissions += core.observe_feedback(event, offset)
         if offset % 500 == 0:
             emissions += core.advance(newest_ms - JITTER_MS)
             core.oldest_needed(offset + 1, offset + 1)
-        for emission in emissions:
-            for column in emission.columns.values():
-                counts[1] += sum(column.label)
-                counts[0] += len(column.label) - sum(column.label)
-    for emission in core.advance(newest_ms * 2):
-        counts[0] += len(emission.rows)
-    return counts
+            emissions.clear()  # as after a commit
+    core.advance(newest_ms * 2)
+    return Counter({1: core.counters.positives, 0: core.counters.negatives})
 
 
 def dict_join(events: list[Impression | Feedback]) -> Counter[int]:

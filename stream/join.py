@@ -25,7 +25,7 @@ from typing import NamedTuple
 from stream.emission import Emission, JoinCounters, LabelColumn
 from stream.schema import Feedback, Impression, SchemaConfig
 from stream.state import Held, JoinState, Slate
-from stream.timeline import Outcome, Task, Timeline, outcome_of
+from stream.timeline import Outcome, Task, Timeline, at_feedback
 from stream.traffic import Traffic
 from stream.watermark import NO_WATERMARK, has_passed
 
@@ -181,16 +181,16 @@ class JoinCore:
         elif is_new:
             counters.slates += 1
             counters.items += len(impression.items.id)
-            at_once = self._timeline.at_once(len(impression.items.id))
-            if at_once is not None:
-                self._emit(emissions, slate, at_once, slate_ms)
+            if self._timeline.has_at_once:
+                self._emit(emissions, slate, self._timeline.at_once(len(impression.items.id)), slate_ms)
         else:
             # What was closed at the last commit is in the log: feedback read only since then must not reopen it.
             self._settle(slate, emissions)
         for held in self._state.claim(impression.request_id):
             if not self._judge(held, slate, emissions):
                 self._state.feedback_needed.remove(held.offset)
-        self._settle(slate, emissions)
+        if has_passed(self._watermark_ms, slate_ms + self._due_after_ms[0]):
+            self._settle(slate, emissions)
         self._state.add(slate, slate_ms + self._due_after_ms[slate.stage])
         return emissions
 
@@ -289,7 +289,7 @@ class JoinCore:
         self._count_feedback(held, slate, meaning)
         is_committed = slate.offset < self._resume.next_impression and held.offset < self._resume.next_feedback
         if columns and not is_committed:
-            self._emit(emissions, slate, outcome_of([row], columns), trigger_ms)
+            self._emit(emissions, slate, at_feedback(row, columns), trigger_ms)
         if meaning != _POSITIVE:
             return False
         if slate.held is None:
@@ -353,7 +353,7 @@ class JoinCore:
             if delay_ms > task.observe_ms:
                 column = LabelColumn([task.policy.positive], [1], [delay_ms])
                 trigger_ms = max(slate.impression.ts + delay_ms, edge_ms)
-                self._emit(emissions, slate, outcome_of([row], {task.name: column}), trigger_ms)
+                self._emit(emissions, slate, at_feedback(row, {task.name: column}), trigger_ms)
 
     def _look_ms(self, task: Task, slate: Slate) -> int:
         """Returns when the task's early look is over; the slate's time if it takes none."""

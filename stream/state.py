@@ -104,6 +104,8 @@ class JoinState:
 
     def claim(self, request_id: str) -> Sequence[Held]:
         """Returns, and no longer keeps, the pending feedback of a request, in offset order; it stays needed."""
+        if not self._pending:
+            return ()
         waiting = self._pending.pop(request_id, ())
         for held in waiting:
             held.is_pending = False

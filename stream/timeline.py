@@ -88,17 +88,20 @@ class Timeline:
                 self.stages[task.look_stage].looks.append(task)
         self.close_after_ms = self.stages[-1].after_ms
         """The last close of a slate, in ms after it."""
-        self._at_once = [task for task in self.tasks if task.policy.shown is not None]
+        self._shown = [task for task in self.tasks if task.policy.shown is not None]
         self._negatives: dict[tuple[int, int], Outcome] = {}
 
-    def at_once(self, num_items: int) -> Outcome | None:
-        """Returns what goes out when a slate is read; None for nothing."""
-        if not self._at_once:
-            return None
+    @property
+    def has_at_once(self) -> bool:
+        """Whether a slate sends labels when it is read, before anything is known."""
+        return bool(self._shown)
+
+    def at_once(self, num_items: int) -> Outcome:
+        """Returns what goes out when a slate is read."""
         outcome = self._negatives.get((NEVER, num_items))
         if outcome is None:
-            columns = {task.name: _column(task.policy.shown, {}, {}, num_items) for task in self._at_once}
-            outcome = self._negatives[NEVER, num_items] = outcome_of(range(num_items), columns)
+            columns = {task.name: _column(task.policy.shown, {}, {}, num_items) for task in self._shown}
+            outcome = self._negatives[NEVER, num_items] = _outcome(range(num_items), columns, [])
         return outcome
 
     def at_stage(self, number: int, positives: Positives | None, num_items: int) -> Outcome:
@@ -112,27 +115,33 @@ class Timeline:
         return outcome
 
 
-def outcome_of(rows: Sequence[int], columns: Mapping[str, LabelColumn]) -> Outcome:
-    """Returns rows and columns with what they count."""
-    labels = [
-        (kind, label)
-        for column in columns.values()
-        for kind, label in zip(column.kind, column.label, strict=True)
-        if kind != "none"
-    ]
-    num_settled = sum(kind in SETTLED_KINDS for kind, _ in labels)
-    return Outcome(rows, columns, len(labels), sum(label for _, label in labels), num_settled)
+def at_feedback(row: int, columns: Mapping[str, LabelColumn]) -> Outcome:
+    """Returns the positives of one item, one per task in `columns`."""
+    num_settled = sum(column.kind[0] in SETTLED_KINDS for column in columns.values())
+    return Outcome([row], columns, len(columns), len(columns), num_settled)
 
 
 def _outcome_at(stage: Stage, positives: Positives, num_items: int) -> Outcome:
     columns = {task.name: _look(task, positives.get(task.name, {}), num_items) for task in stage.looks}
     columns |= {task.name: _close(task, positives.get(task.name, {}), num_items) for task in stage.closes}
-    rows: Sequence[int] = [
-        row for row in range(num_items) if any(column.kind[row] != "none" for column in columns.values())
+    silent = [
+        {row for row, kind in enumerate(column.kind) if kind == "none"} if "none" in column.kind else set()
+        for column in columns.values()
     ]
-    if len(rows) < num_items:
+    missing = set.intersection(*silent)
+    rows: Sequence[int] = range(num_items)
+    if missing:
+        rows = [row for row in rows if row not in missing]
         columns = {name: column.take(rows) for name, column in columns.items()}
-    return outcome_of(rows, columns)
+    return _outcome(rows, columns, [task.name for task in stage.closes])
+
+
+def _outcome(rows: Sequence[int], columns: Mapping[str, LabelColumn], closing: Sequence[str]) -> Outcome:
+    """Returns rows and columns with what they count; whatever goes out at a task's close is settled."""
+    num_labels = {name: len(rows) - column.kind.count("none") for name, column in columns.items()}
+    num_positives = sum(sum(column.label) for column in columns.values())
+    num_settled = sum(num_labels[name] for name in closing)
+    return Outcome(rows, columns, sum(num_labels.values()), num_positives, num_settled)
 
 
 def _look(task: Task, positives: Mapping[int, int], num_items: int) -> LabelColumn:
