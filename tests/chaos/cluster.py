@@ -1,0 +1,146 @@
+"""Real processes to torment: `freshrank join` on Apache Kafka, killed, stalled, started and stopped by name."""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from freshrank.children import Child
+from freshrank.exits import ExitCode
+from stream.log import KafkaConfig
+from stream.schema import SchemaConfig, TaskConfig
+
+TAKEN_UP = "taking up a partition"
+"""What a joiner logs for each partition pair it begins to work on."""
+RESTARTABLE = (ExitCode.FENCED, ExitCode.BROKER_GONE)
+"""Ends that a supervisor answers with a new start: nothing is wrong with the joiner itself."""
+_STOP_TIMEOUT_S = 30.0
+
+
+def write_run(path: Path, kafka: KafkaConfig, schema: SchemaConfig, join: dict[str, int | str]) -> Path:
+    """Writes the settings of a run as `freshrank join --config` reads them; returns the path."""
+    tasks = {name: {k: v for k, v in asdict(task).items() if v != _DEFAULTS[k]} for name, task in schema.tasks.items()}
+    settings = {
+        "scenarios": list(schema.scenarios),
+        "tasks": tasks,
+        "kafka": {
+            "bootstrap_servers": kafka.bootstrap_servers,
+            "topic_prefix": kafka.topic_prefix,
+            "num_partitions": kafka.num_partitions,
+            "client": dict(kafka.client),
+        },
+        "join": join,
+        "monitor": {"joiner": "127.0.0.1:0"},  # each process takes a port of its own
+    }
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+_DEFAULTS = asdict(TaskConfig(action="-", window_ms=1)) | {"action": None, "window_ms": None}
+
+
+class Joiners:
+    """`freshrank join` processes of one group by name; each name logs into one file, over all its lives."""
+
+    def __init__(self, run: Path, folder: Path) -> None:
+        self._run, self._folder = run, folder
+        self._children: dict[str, Child] = {}
+        self._static: dict[str, bool] = {}
+        self._stalled: set[str] = set()
+        self.exits: Counter[int] = Counter()
+        """How often processes ended by themselves, by exit code."""
+
+    def start(self, name: str, *, static: bool = False, instance: str | None = None) -> None:
+        """Starts a joiner; `static` gives the group its name (KIP-345), or another one's whom it is to replace."""
+        argv = [sys.executable, "-m", "freshrank.cli", "join", "--config", str(self._run)]
+        argv += ["--instance", instance or name] if static else []
+        self._children[name] = Child(argv, self.log_path(name))
+        self._static[name] = static
+
+    def kill(self, name: str) -> None:
+        """Ends it with SIGKILL."""
+        assert self._children.pop(name).kill() == -signal.SIGKILL
+        self._stalled.discard(name)
+
+    def stop(self, name: str) -> int:
+        """Ends it with SIGTERM, as an operator does; returns its exit code."""
+        return self._children.pop(name).stop(_STOP_TIMEOUT_S)
+
+    def stall(self, name: str) -> None:
+        """Stops it in its tracks (SIGSTOP): it keeps its connections and knows nothing of the time that passes."""
+        os.kill(self._children[name].pid, signal.SIGSTOP)
+        self._stalled.add(name)
+
+    def wake(self, name: str) -> None:
+        """Lets it go on (SIGCONT)."""
+        os.kill(self._children[name].pid, signal.SIGCONT)
+        self._stalled.discard(name)
+
+    def running(self) -> list[str]:
+        """Returns the names of those that run and are not stalled, sorted."""
+        return sorted(self._children.keys() - self._stalled)
+
+    def reap(self) -> dict[str, tuple[int, bool]]:
+        """Forgets those that have ended by themselves; returns their exit codes, and whether they are static."""
+        ended = {name: child.exit_code() for name, child in self._children.items()}
+        found: dict[str, tuple[int, bool]] = {}
+        for name, code in ended.items():
+            if code is not None:
+                del self._children[name]
+                self._stalled.discard(name)
+                self.exits[code] += 1
+                found[name] = (code, self._static[name])
+        return found
+
+    def is_static(self, name: str) -> bool:
+        """Returns whether the group knows it by its name."""
+        return self._static[name]
+
+    def exit_code(self, name: str) -> int | None:
+        """Returns how one has ended; None while it runs."""
+        return self._children[name].exit_code()
+
+    def last_words(self, name: str) -> str:
+        """Returns the last line it printed: where it failed, the sentence that says how."""
+        return self.log_path(name).read_text().strip().splitlines()[-1]
+
+    def log_path(self, name: str) -> Path:
+        """Returns where its output goes."""
+        return self._folder / f"{name}.log"
+
+    def num_takeovers(self, name: str) -> int:
+        """Returns how many partition pairs it has begun to work on, over all its lives."""
+        path = self.log_path(name)
+        return path.read_text().count(TAKEN_UP) if path.exists() else 0
+
+    def num_takeovers_of(self, partition: int) -> int:
+        """Returns how often one partition pair was begun to work on by any of them."""
+        begun = f"{TAKEN_UP}. partition={partition} "
+        return sum(path.read_text().count(begun) for path in self._folder.glob("*.log"))
+
+    def close(self) -> dict[str, int]:
+        """Stops all, at once; returns how each ended."""
+        for name in sorted(self._stalled):
+            self.wake(name)
+        for child in self._children.values():
+            if child.exit_code() is None:
+                os.kill(child.pid, signal.SIGTERM)
+        ends = {name: child.stop(_STOP_TIMEOUT_S) for name, child in self._children.items()}
+        self._children.clear()
+        return ends
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float) -> bool:
+    """Polls until `condition()` holds, for at most `timeout_s`; returns whether it does."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.05)
+    return True
