@@ -32,6 +32,9 @@ COMMANDS = {
     "convert": CommandRow(
         "freshrank.convert:convert", "Converts the data set NAME in the folder SOURCE into a recorded log in FOLDER."
     ),
+    "verify-join": CommandRow(
+        "freshrank.verify_join:verify_join", "Verifies the joiner's labels: lost, double, contradictory, wrong."
+    ),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
     "snapshot": CommandRow("freshrank.snapshot:snapshot", "Shows the published snapshots."),
     "checkpoint": CommandRow("freshrank.checkpoint:checkpoint", "Shows the trainer's checkpoints."),

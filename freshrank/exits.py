@@ -37,7 +37,11 @@ class ExitRow(NamedTuple):
 
 EXIT_CODES = (
     ExitRow(ExitCode.OK, "done, or stopped cleanly by SIGTERM or Ctrl-C", "nothing"),
-    ExitRow(ExitCode.DEFECT, "a defect of freshrank: the log holds the traceback", "report it"),
+    ExitRow(
+        ExitCode.DEFECT,
+        "a defect of freshrank: the log holds the traceback; of `verify-join`: a label is not as it must be",
+        "report it, with what `verify-join --save` writes",
+    ),
     ExitRow(ExitCode.USAGE, "a wrong argument or setting; the line on stderr names it", "correct it"),
     ExitRow(ExitCode.PORT_TAKEN, "a port is taken; the line names it and its setting", "free it or change it"),
     ExitRow(ExitCode.REDIS_GONE, "Redis does not answer", "start it, or correct `redis.url`"),
