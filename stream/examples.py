@@ -9,14 +9,17 @@ handed to Arrow as one flat list.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from stream.emission import Emission
+from stream.emission import Emission, LabelColumn
+from stream.flatten import Flattener
 from stream.join import JoinConfig
-from stream.schema import KIND_CODE, SCHEMA_VERSION, FeatureConfig, SchemaConfig
+from stream.schema import KIND_CODE, SCHEMA_VERSION, FeatureConfig, KindName, SchemaConfig
 
 MAX_MESSAGE_BYTES = 1_000_000
 """Just below the largest message that Kafka accepts by default."""
@@ -101,78 +104,54 @@ class ExampleEncoder:
         return columns
 
     def _item_columns(self, emissions: Sequence[Emission]) -> _Columns:
-        shown = [emission.impression for emission in emissions]
-        num_items = sum(len(emission.rows) for emission in emissions)
-        offsets = _offsets(len(emission.rows) for emission in emissions)
+        items = [emission.impression.items for emission in emissions]
+        rows = [emission.rows for emission in emissions]
+        flat = Flattener(rows, [len(shown.id) for shown in items])
+        offsets = _offsets(map(len, rows))
 
         def lists(values: pa.Array) -> pa.Array:
             return pa.ListArray.from_arrays(offsets, values)
 
-        positions = [row for emission in emissions for row in emission.rows]
+        positions = list(chain.from_iterable(rows))
         columns = {
-            "item_id": lists(pa.array(_flat((i.items.id for i in shown), emissions), pa.string())),
+            "item_id": lists(pa.array(flat([shown.id for shown in items]), pa.string())),
             "position": lists(pa.array(positions, pa.int32())),
         }
+        features = [shown.features for shown in items]
         for name, feature in self._schema.features.item.items():
-            values = _flat((i.items.features.get(name) for i in shown), emissions)
-            columns[f"item.{name}"] = lists(_feature_array(values, feature))
+            columns[f"item.{name}"] = lists(_feature_array(flat([of.get(name) for of in features]), feature))
+        scores = [shown.scores for shown in items]
         for task in self._schema.tasks:
-            served = _flat((i.items.scores.get(task) for i in shown), emissions)
-            columns[f"served.{task}"] = lists(pa.array(served, pa.float32()))
-        columns["propensity"] = lists(pa.array(_flat((i.items.propensity for i in shown), emissions), pa.float32()))
-        ones = pa.array(np.ones(num_items, np.float32))
+            columns[f"served.{task}"] = lists(pa.array(flat([of.get(task) for of in scores]), pa.float32()))
+        columns["propensity"] = lists(pa.array(flat([shown.propensity for shown in items]), pa.float32()))
+        ones = pa.array(np.ones(len(positions), np.float32))
         for task in self._schema.tasks:
-            label, kind, delay_ms = _label_values(emissions, task)
-            columns[f"label.{task}"] = lists(pa.array(label, pa.int8()))
-            columns[f"kind.{task}"] = lists(pa.array(kind, pa.int8()))
-            columns[f"delay_ms.{task}"] = lists(pa.array(delay_ms, pa.int32()))
-            columns[f"ratio.{task}"] = lists(_ratios(emissions, task, ones))
+            for name, values in _label_columns(emissions, task, ones).items():
+                columns[f"{name}.{task}"] = lists(values)
         columns["weight"] = lists(ones)
         return columns
 
 
-def _flat(columns: Iterable[Sequence[Any] | None], emissions: Sequence[Emission]) -> list[Any]:
-    """Returns one value per item of the batch, picked from one column per emission; None where a slate has none."""
-    values: list[Any] = []
-    for column, emission in zip(columns, emissions, strict=True):
-        rows = emission.rows
-        if column is None:
-            values.extend([None] * len(rows))
-        elif len(rows) == len(column):
-            values.extend(column)
-        else:
-            values.extend([column[row] for row in rows])
-    return values
+def _label_columns(emissions: Sequence[Emission], task: str, ones: pa.Array) -> _Columns:
+    """Returns label, kind, delay and ratio of one task for each item of the batch."""
+    columns = [emission.columns.get(task) or _no_labels(len(emission.rows)) for emission in emissions]
+    kinds = map(KIND_CODE.__getitem__, chain.from_iterable([column.kind for column in columns]))
+    ratio = ones
+    if any(column.ratio is not None for column in columns):
+        ratios = [[1.0] * len(column.label) if column.ratio is None else column.ratio for column in columns]
+        ratio = pa.array(list(chain.from_iterable(ratios)), pa.float32())
+    return {
+        "label": pa.array(list(chain.from_iterable([column.label for column in columns])), pa.int8()),
+        "kind": pa.array(list(kinds), pa.int8()),
+        "delay_ms": pa.array(list(chain.from_iterable([column.delay_ms for column in columns])), pa.int32()),
+        "ratio": ratio,
+    }
 
 
-def _label_values(emissions: Sequence[Emission], task: str) -> tuple[list[int], list[int], list[int]]:
-    """Returns label, kind code and delay of one task for each item of the batch."""
-    labels: list[int] = []
-    kinds: list[int] = []
-    delays_ms: list[int] = []
-    for emission in emissions:
-        column = emission.columns.get(task)
-        if column is None:
-            num_rows = len(emission.rows)
-            labels.extend([0] * num_rows)
-            kinds.extend([KIND_CODE["none"]] * num_rows)
-            delays_ms.extend([-1] * num_rows)
-        else:
-            labels.extend(column.label)
-            kinds.extend([KIND_CODE[kind] for kind in column.kind])
-            delays_ms.extend(column.delay_ms)
-    return labels, kinds, delays_ms
-
-
-def _ratios(emissions: Sequence[Emission], task: str, ones: pa.Array) -> pa.Array:
-    """Returns the traffic ratio of each item of the batch; `ones` where none is stamped."""
-    stamped = [(emission.columns.get(task), len(emission.rows)) for emission in emissions]
-    if not any(column is not None and column.ratio is not None for column, _ in stamped):
-        return ones
-    ratios: list[float] = []
-    for column, num_rows in stamped:
-        ratios.extend([1.0] * num_rows if column is None or column.ratio is None else column.ratio)
-    return pa.array(ratios, pa.float32())
+@cache
+def _no_labels(num_rows: int) -> LabelColumn:
+    kind: KindName = "none"
+    return LabelColumn((kind,) * num_rows, (0,) * num_rows, (-1,) * num_rows)
 
 
 def _sequence_columns(emissions: Sequence[Emission]) -> _Columns:
@@ -199,14 +178,21 @@ def _feature_array(values: list[Any], feature: FeatureConfig) -> pa.Array:
     if feature.kind == "numeric":
         return pa.array(values, pa.float64())
     if not feature.many:
-        return pa.array([v if type(v) is str or v is None else str(v) for v in values], pa.string())
-    offsets = _offsets(0 if value is None else len(value) for value in values)
-    return pa.ListArray.from_arrays(offsets, pa.array([str(v) for value in values for v in value or ()], pa.string()))
+        return _strings(values)
+    offsets = _offsets([0 if value is None else len(value) for value in values])
+    return pa.ListArray.from_arrays(offsets, _strings(list(chain.from_iterable(filter(None, values)))))
+
+
+def _strings(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values, pa.string())  # the usual case, without a look at each value
+    except (TypeError, pa.ArrowTypeError, pa.ArrowInvalid):
+        return pa.array([value if value is None else str(value) for value in values], pa.string())
 
 
 def _offsets(lengths: Iterable[int]) -> pa.Array:
     """Returns the offsets array of list columns with these lengths."""
-    return pa.array(np.cumsum([0, *lengths], dtype=np.int32))
+    return pa.array(list(accumulate(lengths, initial=0)), pa.int32())
 
 
 def _cut(emission: Emission, most_items: int) -> Iterator[Emission]:
