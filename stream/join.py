@@ -233,7 +233,7 @@ class JoinCore:
         """
         impression = self._state.impressions_needed.oldest(next_impression)
         for traffic in self._traffic.values():
-            impression = min(impression, *traffic.oldest_needed())
+            impression = min((impression, *traffic.oldest_needed()))
         return impression, self._state.feedback_needed.oldest(next_feedback)
 
     def _pass_due(self, emissions: list[Emission]) -> None:
