@@ -48,6 +48,8 @@ class Figure:
     peers: dict[str, float] = field(default_factory=dict)
     """The same work by another program or by the ceiling, in the same run and unit."""
     note: str = ""
+    table: list[dict[str, Any]] = field(default_factory=list)
+    """Where a figure is one of a table: its rows, by column."""
 
     def as_json(self) -> dict[str, Any]:
         """Returns the entry of `results/latest.json`."""
@@ -58,4 +60,4 @@ class Figure:
             "peers": self.peers,
             "command": self.command,
         }
-        return entry | ({"note": self.note} if self.note else {})
+        return entry | {name: value for name in ("note", "table") if (value := getattr(self, name))}

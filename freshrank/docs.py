@@ -33,6 +33,7 @@ PARTS = (
     Part("docs/cli.md", "commands", reference.commands),
     Part("README.md", "figures", reference.figures),
     Part("README.md", "tree", reference.tree),
+    Part("benchmarks/README.md", "join peers", reference.join_peers),
 )
 
 

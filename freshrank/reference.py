@@ -138,6 +138,33 @@ def figures() -> str:
     )
 
 
+def join_peers() -> str:
+    """Returns the table of other stream processors doing the joiner's work, from the newest results."""
+    figures = json.loads((ROOT / "benchmarks/results/latest.json").read_text(encoding="utf-8"))
+    if "P2 peers" not in figures:
+        return "Not measured yet."
+    header = (
+        "peer", "version", "events/CPU-s", "events/s", "peak MiB", "rows expected",
+        "wrong (lost, double, contradictory, wrong)", "exactly once", "note",
+    )  # fmt: skip
+    rows = []
+    for row in figures["P2 peers"]["table"]:
+        measured = ["", "", "", "", ""]
+        if "events_per_cpu_s" in row:
+            low, high = row["events_per_cpu_s_range"]
+            spread = f" ({_figure(low)} to {_figure(high)})" if low < high else ""
+            classes = ", ".join(str(row[name]) for name in ("lost", "double", "contradictory", "wrong"))
+            measured = [
+                f"{_figure(row['events_per_cpu_s'])}{spread}",
+                _figure(row["events_per_s"]),
+                _figure(row["peak_rss_mib"]),
+                str(row["expected"]),
+                f"{row['rows_wrong']} ({classes})",
+            ]
+        rows.append((row["peer"], row["version"], *measured, row["exactly_once"], row["note"]))
+    return _table(header, rows)
+
+
 def tree() -> str:
     """Returns the files of the six packages with the first line of what each says about itself."""
     lines = []
