@@ -71,6 +71,7 @@ class EnvironmentSetting(NamedTuple):
 ENVIRONMENT = (
     EnvironmentSetting("FRESHRANK_KAFKA", ("kafka", "bootstrap_servers"), "Kafka's `host:port`, comma-separated"),
     EnvironmentSetting("FRESHRANK_REDIS", ("redis", "url"), "Redis's address, with its password if it has one"),
+    EnvironmentSetting("FRESHRANK_KAFKA_USERNAME", ("kafka", "client", "sasl.username"), "Kafka's SASL user name"),
     EnvironmentSetting("FRESHRANK_KAFKA_PASSWORD", ("kafka", "client", "sasl.password"), "Kafka's SASL password"),
 )
 

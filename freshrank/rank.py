@@ -74,7 +74,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     from ranker.request import RequestDecoder
     from ranker.sequences import RedisSequenceReader
     from ranker.stats import RankerStats
-    from stream.kafka_producer import KafkaProducer
+    from stream import kafka_adapter
     from utility_blender.blend import Blender
 
     stats, freshness = RankerStats(), FreshnessRecorder()
@@ -87,7 +87,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
         sequences=RedisSequenceReader(run.redis.url, run.ranker.sequence, stats, now_ms),
         follower=SnapshotFollower(store, run.schema, stats, freshness),
         blender=blender,
-        log=EventLog(KafkaProducer(run.kafka), run.kafka, stats),
+        log=EventLog(kafka_adapter.producer(run.kafka), run.kafka, stats),
         stats=stats,
         freshness=freshness,
         now_ms=now_ms,

@@ -41,13 +41,12 @@ def train(run: RunConfig, threads: int) -> None:
     from freshrank.metrics import serve_metrics
     from model.store_redis import RedisSnapshotStore
     from model.trainer import Trainer, TrainerParts
-    from stream.kafka_log import KafkaReader
-    from stream.kafka_producer import KafkaProducer
+    from stream import kafka_adapter
 
     should_stop = stop_signal()
     torch.set_num_threads(threads)
     folder = writable(run.checkpoint.folder)
-    reader, dead_letters = KafkaReader(run.kafka), KafkaProducer(run.kafka)
+    reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
     store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
     run_id = uuid.uuid4().hex
     try:
@@ -129,6 +128,7 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     yield Reading("freshrank_trainer_checkpoint_seconds", gauges.checkpoint_ms / 1_000)
     yield Reading("freshrank_trainer_loss", gauges.loss)
     yield Reading("freshrank_trainer_grad_norm", gauges.grad_norm)
+    yield Reading("freshrank_trainer_guarded_ratio", gauges.guarded_share)
     if gauges.watermark_ms:
         yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - gauges.watermark_ms) / 1_000)
     names = {

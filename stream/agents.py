@@ -18,8 +18,8 @@ from redis.exceptions import RedisError
 
 from stream.codec import EventDecoder
 from stream.exceptions import DecodeError, LogUnavailableError
-from stream.kafka_client import refuse_security
-from stream.kafka_log import KafkaReader
+from stream.kafka_adapter import reader as new_reader
+from stream.kafka_security import faust_credentials
 from stream.log import FEEDBACK, KafkaConfig, topic_name
 from stream.paced_fetch import pace_fetches
 from stream.schema import Feedback, SchemaConfig
@@ -139,13 +139,13 @@ def build_app(
     """Returns the app with its one agent; `folder` is where Faust may keep files of its own.
 
     Raises:
-        ValueError: the Kafka settings ask for security, which Faust would go without.
+        ValueError: the Kafka settings ask for security that Faust cannot do; the text names the setting.
     """
-    refuse_security(kafka, "agents run")
     pace_fetches()
     app = faust.App(
         kafka.topic_prefix + APP_ID,
         broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")],
+        broker_credentials=faust_credentials(kafka.client),
         store="memory://",
         datadir=str(folder),
         topic_disable_leader=True,
@@ -192,7 +192,7 @@ def run_agents(
         redis.RedisError: Redis does not answer at the start; later it is waited for.
     """
     feedback = topic_name(kafka, FEEDBACK)
-    reader = KafkaReader(kafka)
+    reader = new_reader(kafka)
     num_partitions = reader.num_partitions(feedback)
     reader.close()
     if num_partitions == 0:

@@ -7,6 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from stream.exceptions import FencedError, LogUnavailableError, StreamError
+from stream.kafka_security import check_security
 from stream.log import KafkaConfig
 
 REQUEST_TIMEOUT_S = 10.0
@@ -14,6 +15,8 @@ REQUEST_TIMEOUT_S = 10.0
 LOG_INTERVAL_S = 30.0
 """librdkafka repeats a lost connection several times a second: one line of a sort in this time is enough."""
 
+_LOOKS = 20
+"""So often we look for a refusal while we wait for the first answer."""
 _LOOPBACK = ("localhost", "127.0.0.1")
 # librdkafka's own codes are public; the underscore only tells them from the broker's.
 PARTITION_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001
@@ -25,6 +28,7 @@ NO_SUCH_TOPIC = (
     KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
 )
+_REFUSED_CODES = (KafkaError._AUTHENTICATION, KafkaError._SSL)  # noqa: SLF001
 _SILENT_CODES = (
     KafkaError._TRANSPORT,  # noqa: SLF001
     KafkaError._TIMED_OUT,  # noqa: SLF001
@@ -80,8 +84,9 @@ def client_settings(config: KafkaConfig, ours: Mapping[str, Any], defaults: Mapp
     """Returns librdkafka settings: common and role `defaults`, over them the user's `client`, over them `ours`.
 
     Raises:
-        ValueError: `client` sets something the exactly-once protocol depends on.
+        ValueError: `client` sets something the exactly-once protocol depends on, or security that would be ignored.
     """
+    check_security(config.client)
     clash = sorted(config.client.keys() & (ours.keys() | {"bootstrap.servers"}))
     if clash:
         raise ValueError(f"kafka.client: {', '.join(clash)} is not allowed here; it is set by the program")
@@ -110,6 +115,43 @@ def build_client(make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
         raise ValueError(f"kafka.client: {error.args[0].str()}") from error
 
 
+class Connection:
+    """What librdkafka tells on the side about the connection of one client; `told` is its `error_cb`."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self.num_errors = 0
+        """Errors since the start; while the broker is gone they come several times a second."""
+        self._config = config
+        self._refusal: KafkaError | None = None
+
+    def told(self, error: KafkaError) -> None:
+        """Takes one error of the connection."""
+        self.num_errors += 1
+        if error.code() in _REFUSED_CODES:
+            self._refusal = error
+
+    def check(self, client: Any, timeout_s: float) -> None:
+        """Returns when the broker has answered `client`.
+
+        Raises:
+            LogUnavailableError: it refuses the login or we refuse its certificate (told as soon as it is known), or it
+                does not answer in time.
+        """
+        for attempt in range(_LOOKS):
+            try:
+                client.list_topics(timeout=timeout_s / _LOOKS)
+                return
+            except KafkaException as error:
+                client.poll(0)  # librdkafka goes on trying after a refusal, and tells of it only here
+                if self._refusal is not None:
+                    reason = " ".join(self._refusal.str().split())
+                    raise LogUnavailableError(
+                        f"kafka at {self._config.bootstrap_servers} cannot be used: {reason}"
+                    ) from error
+                if attempt == _LOOKS - 1:
+                    raise unavailable(self._config, error, "connecting") from error
+
+
 def unavailable(config: KafkaConfig, error: KafkaException, doing: str) -> LogUnavailableError:
     """Returns the one sentence for a broker that does not answer, or does not do what it is asked."""
     reason = error.args[0]
@@ -128,14 +170,3 @@ def translate(config: KafkaConfig, error: KafkaException, doing: str) -> StreamE
     if reason.code() in _FENCED_CODES or "fenced" in reason.str():
         return FencedError(f"another process has taken over while {doing} ({reason.name()}): stopping without commit")
     return unavailable(config, error, doing)
-
-
-def refuse_security(config: KafkaConfig, when: str) -> None:
-    """Refuses security settings where another client than librdkafka is used, which would silently go without them.
-
-    Raises:
-        ValueError: `client` names TLS or SASL settings.
-    """
-    secured = sorted(name for name in config.client if name.startswith(("security.", "sasl.", "ssl.")))
-    if secured:
-        raise ValueError(f"kafka.client: {', '.join(secured)} is not supported yet where {when}; only plain text is")

@@ -21,6 +21,7 @@ from stream.kafka_client import (
     NO_SUCH_TOPIC,
     PARTITION_EOF,
     REQUEST_TIMEOUT_S,
+    Connection,
     build_client,
     client_settings,
     translate,
@@ -55,18 +56,22 @@ class _Reading:
     """A consumer, the offsets it goes on from, and what polls and questions have in common."""
 
     def __init__(self, config: KafkaConfig, ours: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self.num_errors = 0
-        """Errors of the connection since the start; while the broker is gone they come several times a second."""
         self._config = config
+        self._connection = Connection(config)
         settings = client_settings(config, {**_READING_OURS, **ours}, {**_READING_DEFAULTS, **defaults})
-        self._consumer: Consumer = build_client(Consumer, settings | {"error_cb": self._count_error})
+        self._consumer: Consumer = build_client(Consumer, settings | {"error_cb": self._connection.told})
         self._next: dict[TopicPartition, int] = {}
         self._end: dict[TopicPartition, int] = {}
         try:
-            self._consumer.list_topics(timeout=REQUEST_TIMEOUT_S)
-        except KafkaException as error:
+            self._connection.check(self._consumer, REQUEST_TIMEOUT_S)
+        except LogUnavailableError:
             self._consumer.close()
-            raise unavailable(config, error, "connecting") from error
+            raise
+
+    @property
+    def num_errors(self) -> int:
+        """Errors of the connection since the start; while the broker is gone they come several times a second."""
+        return self._connection.num_errors
 
     def begin_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Returns the oldest offset still kept of each partition."""
@@ -139,7 +144,7 @@ class _Reading:
         elif error.fatal() or not (error.retriable() or code == MAX_POLL_EXCEEDED):
             raise translate(self._config, KafkaException(error), "reading")
         else:
-            self.num_errors += 1
+            self._connection.told(error)
 
     def _read_from(self) -> None:
         """Makes the consumer read every partition of `_next`, from there on."""
@@ -151,9 +156,6 @@ class _Reading:
             return self._consumer.get_watermark_offsets(Position(*partition), timeout=REQUEST_TIMEOUT_S, cached=False)
         except KafkaException as error:
             raise unavailable(self._config, error, f"asking for the ends of {partition.topic}") from error
-
-    def _count_error(self, error: KafkaError) -> None:
-        self.num_errors += 1
 
 
 class KafkaGroupMember(_Reading):

@@ -3,6 +3,7 @@
 The reading side is in `stream.kafka_log`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ from stream.exceptions import FencedError, TransactionAbortedError
 from stream.kafka_client import (
     REQUEST_TIMEOUT_S,
     TRANSACTION_STATE,
+    Connection,
     build_client,
     client_logger,
     client_settings,
     translate,
-    unavailable,
 )
 from stream.kafka_log import KafkaGroupMember
 from stream.log import GroupMember, KafkaConfig, OffsetAndMetadata, TopicPartition
@@ -34,14 +35,15 @@ class _Writing:
     """What both producers share: the connection, its errors, questions to the broker."""
 
     def __init__(self, config: KafkaConfig, ours: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        self.num_errors = 0
-        """Errors of the connection since the start; while the broker is gone they come several times a second."""
         self._config = config
+        self._connection = Connection(config)
         settings = client_settings(config, {"partitioner": PARTITIONER, "acks": "all", **ours}, defaults)
-        self._producer: Producer = build_client(Producer, settings | {"error_cb": self._count_error})
+        self._producer: Producer = build_client(Producer, settings | {"error_cb": self._connection.told})
 
-    def _count_error(self, error: KafkaError) -> None:
-        self.num_errors += 1
+    @property
+    def num_errors(self) -> int:
+        """Errors of the connection since the start; while the broker is gone they come several times a second."""
+        return self._connection.num_errors
 
 
 class KafkaProducer(_Writing):
@@ -112,7 +114,7 @@ class KafkaTransactionalProducer(_Writing):
 
     Raises, from every method:
         FencedError: another producer of this id, or a newer generation of the group, has taken over.
-        TransactionAbortedError: the transaction could not be completed and has been dropped.
+        TransactionAbortedError: the transaction could not be completed and has been dropped; begin the next one.
         LogUnavailableError: the broker did not answer for a minute.
     """
 
@@ -120,10 +122,8 @@ class KafkaTransactionalProducer(_Writing):
         ours = {"transactional.id": transactional_id, "transaction.timeout.ms": transaction_timeout_ms}
         super().__init__(config, ours, {"linger.ms": 5, "queue.buffering.max.kbytes": 131_072})
         self._is_open = False
-        try:
-            self._producer.list_topics(timeout=REQUEST_TIMEOUT_S)
-        except KafkaException as error:
-            raise unavailable(config, error, "connecting") from error
+        self._is_fatal = False
+        self._connection.check(self._producer, REQUEST_TIMEOUT_S)
         self._try("registering the producer", self._producer.init_transactions)
 
     def begin(self) -> None:
@@ -168,11 +168,14 @@ class KafkaTransactionalProducer(_Writing):
         """Aborts what is open and releases the connection."""
         if self._is_open:
             self.abort()
-        try:
-            self._producer.close()
-        except KafkaException as error:
-            if not error.args[0].fatal():  # a fatal one has been raised before, where it happened
-                raise translate(self._config, error, "closing") from error
+        with warnings.catch_warnings():
+            if self._is_fatal:  # raised where it happened; that there is nothing left to abort is no news
+                warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                self._producer.close()
+            except KafkaException as error:
+                if not error.args[0].fatal():
+                    raise translate(self._config, error, "closing") from error
 
     def _try(self, doing: str, step: Callable[[float], None]) -> None:
         """Does one step of a transaction, again as long as librdkafka says that this makes sense."""
@@ -188,6 +191,7 @@ class KafkaTransactionalProducer(_Writing):
         """Returns what to raise for an error that ends the transaction, after dropping what can be dropped."""
         translated = translate(self._config, error, doing)
         reason = error.args[0]
+        self._is_fatal = self._is_fatal or reason.fatal()
         if self._is_open and (reason.txn_requires_abort() or reason.code() == TRANSACTION_STATE):
             self.abort()
             if not isinstance(translated, FencedError):

@@ -1,12 +1,12 @@
 """The log as four small protocols, shaped by the workers that call them.
 
-Adapters: `stream.kafka_log` (confluent-kafka) and `stream.memory_log` (in memory, with crash tokens). One contract
-suite in `tests/contracts/` runs on both.
+Adapters: `stream.kafka_log` (confluent-kafka), `stream.kafka_python_log` (kafka-python) and `stream.memory_log` (in
+memory, with crash tokens). One contract suite in `tests/contracts/` runs on all. `stream.kafka_adapter` chooses.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 
 class TopicPartition(NamedTuple):
@@ -136,6 +136,9 @@ class TransactionalProducer(Protocol):
         """Aborts what is open and releases the connection."""
 
 
+AdapterName = Literal["confluent", "kafka-python"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaConfig:
     """Where the log is. The environment variable FRESHRANK_KAFKA overrides `bootstrap_servers`."""
@@ -148,8 +151,10 @@ class KafkaConfig:
     """Partitions of each topic when we create it; `impressions` and `feedback` always get the same number."""
     replication_factor: int = 1
     """Copies of each partition when we create a topic."""
+    adapter: AdapterName = "confluent"
+    """The client library of joiner, trainer and ranker: `confluent` (librdkafka, fast) or `kafka-python` (pure)."""
     client: dict[str, str] = field(default_factory=dict)
-    """Further librdkafka settings for every client, e.g. security.protocol or sasl.username."""
+    """Further librdkafka settings. Those of security (security.*, sasl.*, ssl.*) are translated for every client."""
 
 
 IMPRESSIONS = "impressions"

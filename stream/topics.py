@@ -11,14 +11,14 @@ from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from stream.exceptions import CopartitionError, LogUnavailableError
-from stream.kafka_client import refuse_security
-from stream.kafka_log import KafkaReader
+from stream.kafka_python_client import build_client, common_settings
 from stream.log import FEEDBACK, IMPRESSIONS, TOPICS, KafkaConfig, TopicPartition, topic_name
 from stream.offsets import Progress
 
 _LOG = logging.getLogger(__name__)
 
 _TIMEOUT_MS = 10_000
+_SETTINGS = ("retention.ms", "cleanup.policy", "max.message.bytes", "min.insync.replicas")
 
 
 class TopicInfo(NamedTuple):
@@ -29,7 +29,13 @@ class TopicInfo(NamedTuple):
     """0 if the topic does not exist."""
     replication_factor: int
     retention_ms: int | None
-    """How long messages are kept; -1 forever, None if the broker does not say."""
+    """How long messages are kept; -1 forever, None if the broker does not say. The same for what follows."""
+    cleanup_policy: str | None = None
+    """`delete` after the retention, or `compact` to the last message of each key."""
+    max_message_bytes: int | None = None
+    """The largest batch the broker takes."""
+    min_insync_replicas: int | None = None
+    """Copies that must have a message before a write with acks=all counts as done."""
 
 
 class Lag(NamedTuple):
@@ -74,6 +80,12 @@ def describe_topics(config: KafkaConfig) -> list[TopicInfo]:
     """Returns what the broker knows of each of our topics, in the order of `stream.log.TOPICS`."""
     with _admin(config) as admin:
         return _describe(admin, config)
+
+
+def num_brokers(config: KafkaConfig) -> int:
+    """Returns how many brokers the cluster has."""
+    with _admin(config) as admin:
+        return len(admin.describe_cluster()["brokers"])
 
 
 def check_partitions(infos: Sequence[TopicInfo]) -> None:
@@ -134,40 +146,40 @@ def _describe(admin: KafkaAdminClient, config: KafkaConfig) -> list[TopicInfo]:
     names = [topic_name(config, topic) for topic in TOPICS]
     partitions = {topic["name"]: topic["partitions"] for topic in admin.describe_topics(names)}
     existing = [name for name in names if partitions.get(name)]
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name, ["retention.ms"]) for name in existing]
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name, list(_SETTINGS)) for name in existing]
     settings = admin.describe_configs(resources, config_filter="all")["topic"] if resources else {}
     infos = []
     for name in names:
         found = partitions.get(name) or []
-        retention = settings.get(name, {}).get("retention.ms", {}).get("value")
+        retention, cleanup, max_bytes, min_insync = (
+            settings.get(name, {}).get(setting, {}).get("value") for setting in _SETTINGS
+        )
         infos.append(
             TopicInfo(
                 name,
-                len(found),
-                len(found[0]["replica_nodes"]) if found else 0,
-                int(retention) if retention is not None else None,
+                num_partitions=len(found),
+                replication_factor=len(found[0]["replica_nodes"]) if found else 0,
+                retention_ms=_integer(retention),
+                cleanup_policy=cleanup,
+                max_message_bytes=_integer(max_bytes),
+                min_insync_replicas=_integer(min_insync),
             )
         )
     return infos
 
 
+def _integer(value: str | None) -> int | None:
+    return int(value) if value is not None else None
+
+
 @contextmanager
 def _admin(config: KafkaConfig) -> Iterator[KafkaAdminClient]:
     """Opens an admin client; its errors become one sentence."""
-    refuse_security(config, "topics are managed")
-    # Asked of librdkafka first: kafka-python leaks its socket where nobody answers, and logs every try.
-    KafkaReader(config).close()
-    admin = None
+    settings = {**common_settings(config), "client_id": "freshrank-topics", "request_timeout_ms": _TIMEOUT_MS}
+    admin: KafkaAdminClient = build_client(config, KafkaAdminClient, settings)
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=[server.strip() for server in config.bootstrap_servers.split(",")],
-            client_id="freshrank-topics",
-            bootstrap_timeout_ms=_TIMEOUT_MS,
-            request_timeout_ms=_TIMEOUT_MS,
-        )
         yield admin
     except KafkaError as error:
         raise LogUnavailableError(f"kafka at {config.bootstrap_servers} refused: {error}") from error
     finally:
-        if admin is not None:
-            admin.close()
+        admin.close()

@@ -99,6 +99,35 @@ def test_a_transaction_is_visible_only_once_committed_and_never_if_aborted(
     producer.close()
 
 
+def test_aborted_transactions_at_the_end_are_behind_the_end_once_they_were_passed(
+    log: LogFactory, wait_until: WaitUntil
+) -> None:
+    topic = new_topic(log)
+    at = TopicPartition(topic, 0)
+    producer = log.transactional_producer(f"x-{uuid4().hex[:8]}")
+    reader = log.reader()
+    reader.assign({at: 0})
+
+    def is_end(end: int) -> bool:
+        assert reader.poll(10, 50) == []
+        return reader.end_offsets([at]) == {at: end}
+
+    for value in (b"dropped", b"dropped too"):
+        producer.begin()
+        producer.produce(topic, b"u", value)
+        producer.abort()
+    wait_until(lambda: is_end(0), "nothing readable, nothing to wait for")
+    producer.begin()
+    producer.produce(topic, b"u", b"kept")
+    producer.commit()
+    (message,) = read(reader, 1)
+    producer.begin()
+    producer.produce(topic, b"u", b"dropped at last")
+    producer.abort()
+    wait_until(lambda: is_end(message.offset + 1), "the end is after the last readable message")
+    producer.close()
+
+
 def test_transactions_of_two_producers_are_read_in_the_order_of_the_log(log: LogFactory) -> None:
     topic = new_topic(log)
     one = log.transactional_producer(f"x-{uuid4().hex[:8]}")
@@ -167,6 +196,14 @@ def test_a_member_reads_an_assigned_partition_from_where_it_seeks(log: LogFactor
     assert [message.value for message in read(member, 2)] == [b"1", b"2"]
     member.seek(at, 0)
     assert [message.value for message in read(member, 3)] == [b"0", b"1", b"2"]
+    member.close()
+
+
+def test_only_what_is_assigned_can_be_sought(log: LogFactory) -> None:
+    topic = new_topic(log)
+    member = log.member(f"g-{uuid4().hex[:8]}", "m", [topic])
+    with pytest.raises(ValueError, match="is not assigned"):
+        member.seek(TopicPartition(topic, 0), 0)
     member.close()
 
 

@@ -78,12 +78,11 @@ def test_lag_counts_from_what_the_joiner_has_read_not_from_what_it_would_replay(
     assert lag[TopicPartition(feedback, 0)] == Lag(next_offset=0, end_offset=0)
 
 
-def test_no_broker_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.kafka_log.REQUEST_TIMEOUT_S", 0.3)
+def test_no_broker_is_one_sentence() -> None:
     with pytest.raises(LogUnavailableError, match=r"kafka at 127\.0\.0\.1:9 does not answer"):
         describe_topics(KafkaConfig(bootstrap_servers="127.0.0.1:9"))
 
 
-def test_security_settings_are_refused_rather_than_left_out() -> None:
-    with pytest.raises(ValueError, match=r"kafka\.client: sasl\.username"):
+def test_a_login_that_would_be_left_out_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"kafka\.client: sasl\.username would be ignored"):
         describe_topics(KafkaConfig(client={"sasl.username": "me"}))
