@@ -36,17 +36,16 @@ def join(run: RunConfig, instance: str | None) -> None:
       freshrank join --config configs/demo.yaml --instance joiner-1
     """  # noqa: D301 - click wants the character
     from freshrank.metrics import serve_metrics
+    from stream import kafka_adapter
     from stream.joiner import Joiner
-    from stream.kafka_log import KafkaGroupMember
-    from stream.kafka_producer import KafkaTransactionalProducer
     from stream.log import FEEDBACK, IMPRESSIONS, topic_name
 
     should_stop = stop_signal()
     topics = [topic_name(run.kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)]
     group_id = run.kafka.topic_prefix + GROUP_ID
     check_retention(run)
-    member = KafkaGroupMember(run.kafka, group_id, topics, instance_id=instance)
-    producer = KafkaTransactionalProducer(run.kafka, f"{group_id}-{instance or uuid.uuid4().hex}")
+    member = kafka_adapter.group_member(run.kafka, group_id, topics, instance_id=instance)
+    producer = kafka_adapter.transactional_producer(run.kafka, f"{group_id}-{instance or uuid.uuid4().hex}")
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     try:
@@ -96,6 +95,15 @@ def readings(joiner: "Joiner") -> "Iterator[Reading]":
 
     yield from read_counters("joiner", joiner.counters)
     yield Reading("freshrank_joiner_commits_total", joiner.num_commits)
+    yield Reading("freshrank_joiner_aborted_total", joiner.num_aborted)
+    for number, pair in list(joiner.pairs.items()):
+        partition = (str(number),)
+        yield Reading("freshrank_joiner_open_slates", pair.core.state.num_slates, partition)
+        yield Reading("freshrank_joiner_pending_feedback", pair.core.state.num_pending, partition)
+        if pair.core.watermark_ms >= 0:
+            yield Reading(
+                "freshrank_joiner_watermark_age_seconds", now_ms() / 1e3 - pair.core.watermark_ms / 1e3, partition
+            )
     yield from (
         Reading("freshrank_joiner_unknown_fields_total", n, (name,)) for name, n in joiner.unknown_fields.items()
     )

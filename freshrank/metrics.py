@@ -53,6 +53,9 @@ Read = Callable[[], Iterable[Reading | Buckets]]
 _CELL = ("task", "scenario")
 OTHERS = (
     MetricRow("freshrank_joiner_commits_total", "counter", (), "Transactions committed."),
+    MetricRow("freshrank_joiner_aborted_total", "counter", (), "Transactions aborted by the broker and written again."),
+    MetricRow("freshrank_joiner_open_slates", "gauge", ("partition",), "Slates remembered: open, or to know copies."),
+    MetricRow("freshrank_joiner_pending_feedback", "gauge", ("partition",), "Feedback waiting for its impression."),
     MetricRow("freshrank_joiner_unknown_fields_total", "counter", ("field",), "Fields met that the schema lacks."),
     MetricRow("freshrank_joiner_watermark_age_seconds", "gauge", ("partition",), "Now minus the watermark of a pair."),
     MetricRow("freshrank_trainer_snapshots_total", "counter", ("kind",), "Snapshots that went live: full or delta."),
@@ -64,6 +67,12 @@ OTHERS = (
     MetricRow("freshrank_trainer_checkpoint_seconds", "gauge", (), "How long the last checkpoint kept from training."),
     MetricRow("freshrank_trainer_loss", "gauge", (), "Of the last step."),
     MetricRow("freshrank_trainer_grad_norm", "gauge", (), "Of the last step, dense, before clipping."),
+    MetricRow(
+        "freshrank_trainer_guarded_ratio",
+        "gauge",
+        (),
+        "Share of the labels weighed by their policy whose estimate or weight was cut to its range; above 1 % is wrong.",
+    ),
     MetricRow("freshrank_trainer_watermark_age_seconds", "gauge", (), "Now minus the watermark learned."),
     MetricRow("freshrank_trainer_window_rows", "gauge", _CELL, "Final labels in the metric window."),
     MetricRow("freshrank_trainer_window_positives", "gauge", _CELL, "Positive ones among them."),

@@ -11,12 +11,12 @@ as a story.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from stream.codec import EventDecoder
 from stream.emission import JoinCounters
 from stream.examples import ExampleEncoder
-from stream.exceptions import CopartitionError, LogUnavailableError
+from stream.exceptions import CopartitionError, LogUnavailableError, TransactionAbortedError
 from stream.join import JoinConfig
 from stream.log import (
     DEAD_LETTER,
@@ -77,6 +77,8 @@ class Joiner:
         """What was committed by this process, all partitions together."""
         self.num_commits = 0
         """Transactions committed by this process."""
+        self.num_aborted = 0
+        """Transactions that the broker could not complete; what they held went out with the next one."""
         self._check_topics()
 
     @property
@@ -127,6 +129,22 @@ class Joiner:
         changed = [pair for pair in self._pairs.values() if pair.has_changed]
         if not changed:
             return
+        try:
+            self._write(changed)
+        except TransactionAbortedError as error:
+            # Nothing of it is visible, and nothing was pruned: the next transaction holds it all again.
+            self.num_aborted += 1
+            self._committed_ms = self._now_ms()
+            _LOG.warning("a transaction was aborted, trying again in %d ms. %s", self._config.commit_interval_ms, error)
+            return
+        # 4 memory of what was emitted pruned
+        for pair in changed:
+            self.counters.add(pair.forget_committed())
+        self.num_commits += 1
+        self._committed_ms = self._now_ms()
+
+    def _write(self, changed: list[PartitionPair]) -> None:
+        """Writes outputs and offsets of these pairs in one transaction."""
         self._producer.begin()
         # 1 outputs produced
         for pair in changed:
@@ -138,11 +156,6 @@ class Joiner:
         self._producer.send_offsets(offsets, self._member)
         # 3 transaction committed
         self._producer.commit()
-        # 4 memory of what was emitted pruned
-        for pair in changed:
-            self.counters.add(pair.forget_committed())
-        self.num_commits += 1
-        self._committed_ms = self._now_ms()
 
     def _produce(self, pair: PartitionPair) -> None:
         for letter in pair.dead_letters:
@@ -164,10 +177,16 @@ class Joiner:
     def _look_for_ends(self, now_ms: int) -> None:
         """Finds out which quiet partitions are at their end, so that they do not hold back the watermark."""
         pair_of = {partition: pair for pair in self._pairs.values() for partition in pair.to_look_at(now_ms)}
-        if pair_of:
+        if not pair_of:
+            return
+        ends: Mapping[TopicPartition, int] = {}
+        try:
             ends = self._member.end_offsets(list(pair_of))
-            for partition, pair in pair_of.items():
-                pair.look(partition, ends[partition], now_ms)
+        except LogUnavailableError as error:
+            # A broker that restarts: as long as nobody knows the end, nobody is at it, and the watermark waits.
+            _LOG.warning("the ends of quiet partitions are not known, asking again. %s", error)
+        for partition, pair in pair_of.items():
+            pair.look(partition, ends.get(partition), now_ms)
 
     def _check_topics(self) -> None:
         counts = {topic: self._member.num_partitions(topic) for topic in (self._impressions, self._feedback)}

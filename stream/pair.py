@@ -163,12 +163,12 @@ class PartitionPair:
         looks = ((self.impressions, self._watermark.impressions), (self.feedback, self._watermark.feedback))
         return [partition for partition, clock in looks if clock.should_look(now_ms)]
 
-    def look(self, partition: TopicPartition, end_offset: int, now_ms: int) -> None:
-        """Takes note of where one of the two partitions ends."""
+    def look(self, partition: TopicPartition, end_offset: int | None, now_ms: int) -> None:
+        """Takes note of where one of the two partitions ends; None: nobody knows."""
+        clock, read = self._watermark.feedback, self._next_feedback
         if partition == self.impressions:
-            self._watermark.impressions.look(is_at_end=self._next_impression >= end_offset, now_ms=now_ms)
-        else:
-            self._watermark.feedback.look(is_at_end=self._next_feedback >= end_offset, now_ms=now_ms)
+            clock, read = self._watermark.impressions, self._next_impression
+        clock.look(is_at_end=end_offset is not None and read >= end_offset, now_ms=now_ms)
 
     def offsets(self, labels: str) -> dict[TopicPartition, OffsetAndMetadata]:
         """Returns what to commit for this pair: the oldest offsets still needed, and how far the outputs reach."""

@@ -49,6 +49,8 @@ class JoinState:
         self._due: DueQueue[Slate] = DueQueue()
         self._pending: dict[str, list[Held]] = {}
         self._expiries: DueQueue[Held] = DueQueue()
+        self.num_pending = 0
+        """Feedback waiting for its impression."""
         self.impressions_needed = NeededOffsets()
         """Impressions that remembered slates were made of."""
         self.feedback_needed = NeededOffsets()
@@ -58,11 +60,6 @@ class JoinState:
     def num_slates(self) -> int:
         """Slates that are remembered: open ones and tombstones."""
         return len(self._slates)
-
-    @property
-    def num_pending(self) -> int:
-        """Feedback waiting for its impression."""
-        return sum(map(len, self._pending.values()))
 
     def slates(self) -> Iterator[Slate]:
         """Yields all remembered slates; for tests and snapshots."""
@@ -99,6 +96,7 @@ class JoinState:
     def hold(self, held: Held, expiry_ms: int) -> None:
         """Keeps feedback without a slate until it is claimed, or the watermark has passed `expiry_ms`."""
         self._pending.setdefault(held.feedback.request_id, []).append(held)
+        self.num_pending += 1
         self.feedback_needed.add(held.offset)
         self._expiries.add(expiry_ms, held)
 
@@ -109,6 +107,7 @@ class JoinState:
         waiting = self._pending.pop(request_id, ())
         for held in waiting:
             held.is_pending = False
+        self.num_pending -= len(waiting)
         return waiting
 
     def take_expired(self, watermark_ms: int) -> Iterator[Held]:
@@ -116,6 +115,7 @@ class JoinState:
         for held in self._expiries.take(watermark_ms):
             if held.is_pending:
                 held.is_pending = False
+                self.num_pending -= 1
                 waiting = self._pending[held.feedback.request_id]
                 waiting.remove(held)
                 if not waiting:

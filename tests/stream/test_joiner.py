@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -10,10 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.exceptions import CopartitionError, FencedError, LogUnavailableError, OffsetMetadataError
+from stream.exceptions import (
+    CopartitionError,
+    FencedError,
+    LogUnavailableError,
+    OffsetMetadataError,
+    TransactionAbortedError,
+)
 from stream.join import JoinConfig
-from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, OffsetAndMetadata, TopicPartition
+from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, GroupMember, OffsetAndMetadata, TopicPartition
 from stream.memory_broker import CrashSchedule
+from stream.memory_log import MemoryTransactionalProducer
 from stream.schema import Feedback, Impression, TaskConfig
 from tests.stream.build import did, schema, shown
 from tests.stream.cluster import GROUP, Cluster
@@ -438,3 +446,58 @@ def test_run_commits_what_is_at_hand_before_it_returns() -> None:
     cluster.send(shown(at=0), did(at=1))
     joiner.run(lambda: next(turns, None) is None)
     assert cluster.labels() == {("r", "a", "click", "final", 1, 1): 1}
+
+
+class FailingProducer(MemoryTransactionalProducer):
+    """The broker gives up some transactions, before or after their offsets were added."""
+
+    failures: tuple[str, ...] = ()
+
+    def _fail(self, step: str) -> None:
+        if self.failures and self.failures[0] == step:
+            self.failures = self.failures[1:]
+            self.abort()
+            raise TransactionAbortedError(f"the transaction was dropped while {step}")
+
+    def send_offsets(self, offsets: Mapping[TopicPartition, OffsetAndMetadata], member: GroupMember) -> None:
+        super().send_offsets(offsets, member)
+        self._fail("committing offsets")
+
+    def commit(self) -> None:
+        self._fail("committing")
+        super().commit()
+
+
+def test_what_an_aborted_transaction_held_goes_out_with_the_next_one() -> None:
+    cluster = Cluster(SCHEMA, CONFIG)
+    joiner = cluster.start()
+    producer = FailingProducer(cluster.broker, "one")
+    producer.failures = ("committing", "committing offsets", "committing", "committing")
+    joiner._producer = producer
+    arrivals = traffic(seed=4)
+    live(cluster, arrivals)
+    assert joiner.num_aborted == 4
+    assert cluster.labels() == expected_labels(arrivals)
+    assert_counters_add_up(cluster, arrivals)
+
+
+def test_while_the_broker_does_not_tell_the_ends_the_watermark_waits(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(FINAL, CONFIG, num_partitions=1)
+    joiner = cluster.start()
+    known = joiner._member.end_offsets
+
+    def unknown(partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        raise LogUnavailableError("kafka at nowhere does not answer")
+
+    cluster.send(shown(at=0))
+    cluster.turn()
+    joiner._member.end_offsets = unknown  # type: ignore[method-assign]
+    cluster.now_ms += 1_000_000
+    for _ in range(3):
+        cluster.now_ms += 2 * CONFIG.idle_ms
+        cluster.turn()
+    assert cluster.labels() == Counter()
+    assert "the ends of quiet partitions are not known" in caplog.text
+    joiner._member.end_offsets = known  # type: ignore[method-assign]
+    cluster.settle()
+    assert cluster.labels().total() == len(FINAL.tasks)
