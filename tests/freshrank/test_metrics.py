@@ -11,7 +11,20 @@ from freshrank.exits import CommandError, ExitCode
 from freshrank.metrics import Buckets, Reading, exposition, metric_table, read_counters, registry, serve_metrics
 from stream.emission import JoinCounters
 
-UNITS = ("_total", "_seconds", "_bytes", "_ratio", "_rows", "_positives", "_version", "_epoch", "_loss", "_norm")
+UNITS = (
+    "_total",
+    "_seconds",
+    "_bytes",
+    "_ratio",
+    "_rows",
+    "_positives",
+    "_version",
+    "_epoch",
+    "_loss",
+    "_norm",
+    "_slates",
+    "_feedback",
+)
 
 
 def test_every_metric_is_named_by_the_grammar_once_and_explained() -> None:
