@@ -59,16 +59,6 @@ def join(run: RunConfig, instance: str | None) -> None:
         member.close()
 
 
-def needed_retention_ms(run: RunConfig) -> int:
-    """Returns how long the input topics must keep messages at least, in ms: as long as a restart may need them.
-
-    A slate is needed until the watermark passes its last close + `duplicate_ms`; the watermark itself runs
-    `out_of_orderness_ms` behind the newest event.
-    """
-    join = run.join
-    return run.schema.max_window_ms + join.grace_ms + join.duplicate_ms + join.out_of_orderness_ms
-
-
 def check_retention(run: RunConfig) -> None:
     """Checks that the broker keeps the input topics for long enough; logs a warning where it does not say.
 
@@ -76,11 +66,12 @@ def check_retention(run: RunConfig) -> None:
         CommandError: a topic forgets what open slates still need; labels would be lost at the next restart.
         LogUnavailableError: the broker does not answer.
     """
+    from stream.join import replay_span_ms
     from stream.log import FEEDBACK, IMPRESSIONS, topic_name
     from stream.topics import describe_topics, retention_problems
 
     infos = describe_topics(run.kafka)
-    problems = retention_problems(run.kafka, infos, needed_retention_ms(run))
+    problems = retention_problems(run.kafka, infos, replay_span_ms(run.schema, run.join))
     if problems:
         raise CommandError(ExitCode.USAGE, "; ".join(problems))
     inputs = {topic_name(run.kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)}

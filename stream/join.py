@@ -75,6 +75,25 @@ class JoinConfig:
             )
 
 
+def replay_span_ms(schema: SchemaConfig, config: JoinConfig) -> int:
+    """Returns how old, in ms of event time, a message may be that a restart must read again: the log must keep it.
+
+    A slate is needed until the watermark passes its last close + `duplicate_ms`, traffic counts for two windows; the
+    watermark itself runs `out_of_orderness_ms` behind the newest event.
+    """
+    kept_ms = [Timeline(schema, config.grace_ms).close_after_ms + config.duplicate_ms]
+    kept_ms += [traffic.keep_ms for traffic in _traffic(schema, config).values()]
+    return max(kept_ms) + config.out_of_orderness_ms
+
+
+def _traffic(schema: SchemaConfig, config: JoinConfig) -> dict[str, Traffic]:
+    return {
+        name: Traffic(task.window_ms, config.grace_ms, config.out_of_orderness_ms)
+        for name, task in schema.tasks.items()
+        if task.has_traffic_ratio
+    }
+
+
 class Resume(NamedTuple):
     """Where the last committed transaction ended: outputs up to here are in the log and must not go out again."""
 
@@ -127,11 +146,7 @@ class JoinCore:
         self._remember_ms = self._close_after_ms + config.duplicate_ms
         # What is due next for a slate: its stage number `stage`, or, after the last, to be forgotten.
         self._due_after_ms = [stage.after_ms for stage in self._timeline.stages] + [self._remember_ms]
-        self._traffic = {
-            task.name: Traffic(task.window_ms, config.grace_ms, config.out_of_orderness_ms)
-            for task in self._timeline.tasks
-            if task.has_traffic_ratio
-        }
+        self._traffic = _traffic(schema, config)
         self._state = JoinState() if state is None else state
         self.counters = JoinCounters()
         self._pass_due([])

@@ -30,7 +30,6 @@ class Task(NamedTuple):
     policy: Policy
     look_stage: int
     close_stage: int
-    has_traffic_ratio: bool
 
 
 class Stage(NamedTuple):
@@ -79,7 +78,6 @@ class Timeline:
                 POLICIES[config.policy],
                 NEVER if look_ms == NEVER else edges_ms.index(look_ms),
                 edges_ms.index(config.window_ms),
-                config.has_traffic_ratio,
             )
             self.tasks.append(task)
             self.tasks_of_action.setdefault(config.action, []).append(task)

@@ -24,7 +24,8 @@ class Traffic:
         self._window_ms, self._grace_ms, self._lag_ms = window_ms, grace_ms, out_of_orderness_ms
         self._bucket_ms = max(1, window_ms // _BUCKETS_PER_WINDOW)
         # Feedback may still come for slates as old as window + grace, and asks for the window before.
-        self._keep_ms = 2 * (window_ms + grace_ms) + out_of_orderness_ms + (_NUM_MEANT + 1) * self._bucket_ms
+        self.keep_ms = 2 * (window_ms + grace_ms) + out_of_orderness_ms + (_NUM_MEANT + 1) * self._bucket_ms
+        """How old, in ms before the watermark, an impression may be that still counts."""
         self._counts: dict[int, dict[str, int]] = {}
         self._first_offset: dict[int, int] = {}
         self._kept_from = 0
@@ -56,7 +57,7 @@ class Traffic:
 
     def forget(self, watermark_ms: int) -> None:
         """Drops what no open slate can ask for any more."""
-        kept_from = (watermark_ms - self._keep_ms) // self._bucket_ms
+        kept_from = (watermark_ms - self.keep_ms) // self._bucket_ms
         if kept_from > self._kept_from:
             self._kept_from = kept_from
             for bucket in [bucket for bucket in self._counts if bucket < kept_from]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stream.join import JoinConfig, JoinCore, Resume
+from stream.join import JoinConfig, JoinCore, Resume, replay_span_ms
 from stream.schema import Feedback, Impression, TaskConfig
 from stream.traffic import MAX_RATIO, Traffic
 from tests.stream.build import did, schema, shown
@@ -119,3 +119,11 @@ def test_it_is_on_by_default_for_long_windows_only() -> None:
     assert [is_on(window_ms=300_000), is_on(window_ms=300_001)] == [False, True]
     assert not is_on(window_ms=300_001, traffic_ratio=False)
     assert not is_on(window_ms=300_001, policy="wait")
+
+
+def test_the_log_must_keep_what_a_restart_reads_again() -> None:
+    config = JoinConfig(grace_ms=2_000, out_of_orderness_ms=1_000, duplicate_ms=500)
+    plain = schema(click=TaskConfig(action="click", window_ms=60_000, traffic_ratio=False))
+    assert replay_span_ms(plain, config) == 60_000 + 2_000 + 500 + 1_000
+    counting = schema(click=TaskConfig(action="click", window_ms=60_000, traffic_ratio=True))
+    assert replay_span_ms(counting, config) == 2 * 62_000 + 1_000 + 4 * 2_500 + 1_000
