@@ -70,7 +70,7 @@ def verify_log(
             ReachClock(config, as_of_ms=source.as_of_ms, lag_ms=lag_ms),
             report,
             # A worker looks whether a quiet topic is still at its end only every `idle_ms`.
-            slack_ms=0 if source.as_of_ms is None else 2 * config.idle_ms,
+            slack_ms=0 if source.as_of_ms is None else config.idle_ms,
         )
         feeds = {IMPRESSIONS: partition.impression, FEEDBACK: partition.feedback, EXAMPLES: partition.examples}
         for topic, feed in feeds.items():
