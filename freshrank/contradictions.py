@@ -14,6 +14,9 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
     from utility_blender.blend import Blender
 
     scenarios = run.schema.scenarios
+    for name, task in run.schema.tasks.items():
+        if task.policy == "oracle":
+            yield f"tasks.{name}.policy: oracle knows the future, which only a study does; choose another"
     try:
         Blender(list(run.schema.tasks), scenarios, run.blender)
     except ValueError as error:
