@@ -12,60 +12,34 @@ imports and, for a JVM, a first run over the same log are not counted.
 """
 
 import argparse
-import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.harness import Figure
 from benchmarks.joiner_process import broker
-from benchmarks.peers import kafka_side
-from benchmarks.peers.environment import NotRunError, install, interpreter, version
-from benchmarks.peers.events import Event, arrivals
-from benchmarks.peers.events import write as write_log
-from benchmarks.peers.meter import Job, Report
+from benchmarks.peers.child import Log, Peer, run
+from benchmarks.peers.environment import NotRunError, install, version
+from benchmarks.peers.events import arrivals
 from benchmarks.peers.oracle import score, truth
 
 COMMAND = "python -m benchmarks.join_peers"
-ROOT = Path(__file__).parent.parent
-LIMIT_S = 120.0
-"""A peer that takes longer, at the short form's number of slates, is stopped."""
 SHORT_SLATES = 2_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """One row of the table."""
-
-    name: str
-    module: str
-    """Its file in `peers/`."""
-    package: str | None = None
-    """Where its version comes from; None for ours, which runs in this environment."""
-    form: kafka_side.Form | None = None
-    """How it reads the log from Kafka; None: from a file."""
-    arguments: tuple[str, ...] = ()
-    exactly_once: str
-    """Whether the labels it has written survive a crash exactly once, with the settings used: yes or no."""
-    note: str
+LIMIT_S = 60.0
+"""A peer that takes longer over the short form's log is stopped; over a longer log it has as much more."""
 
 
 PEERS = (
     Peer(name="plain dict loop", module="dict_loop", exactly_once="no",
          note="decoded events in memory; clicks before their slate are lost"),
-    Peer(name="join core", module="join_core", exactly_once="no",
+    Peer(name="freshrank join core", module="join_core", exactly_once="no",
          note="decoded events in memory, slates of 10; exactly once is the joiner's part"),
-    Peer(name="join core, single items", module="join_core", arguments=("--single",), exactly_once="no",
+    Peer(name="freshrank join core, single items", module="join_core", arguments=("--single",), exactly_once="no",
          note="the same, each item a slate of its own"),
-    Peer(name="joiner process", module="joiner", form="ours", exactly_once="yes",
+    Peer(name="freshrank joiner", module="joiner", form="ours", exactly_once="yes",
          note="Kafka JSON in, Arrow out, a transaction every 100 ms; slates of 10"),
     Peer(name="Flink", module="flink", package="apache-flink", exactly_once="yes",
          note="SQL interval left join in the JVM, files in and out, checkpoint every second"),
@@ -78,25 +52,15 @@ PEERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    """The events of a run, and what their labels must be."""
-
-    events: Sequence[Event]
-    expected: Mapping[str, int]
-
-
 def row(peer: Peer, log: Log, address: str) -> dict[str, Any]:
     """Returns a peer's row of the table; if it cannot be run, one that says why and has no figures."""
     heading = {
         "peer": peer.name,
-        "version": "ours" if peer.package is None else version(peer.module, peer.package),
+        "version": "" if peer.package is None else version(peer.module, peer.package),
         "exactly_once": peer.exactly_once,
     }
-    if peer.module == "dict_loop":
-        heading["version"] = ""
     try:
-        report, rows = run(peer, log, address)
+        report, rows = run(peer, log, address, limit_s=LIMIT_S * max(1.0, len(log.events) / 25_000))
     except NotRunError as error:
         return heading | {"note": f"not run: {error}"}
     rates = [len(log.events) / seconds for seconds in report.cpu_s]
@@ -110,64 +74,6 @@ def row(peer: Peer, log: Log, address: str) -> dict[str, Any]:
         "rows_wrong": found.rows_wrong,
         "note": peer.note,
     }
-
-
-def run(peer: Peer, log: Log, address: str) -> tuple[Report, list[tuple[str, int]]]:
-    """Returns what a peer measured of itself, and the labels it gave.
-
-    Raises:
-        NotRunError: it is not installed, failed, or took too long.
-    """
-    python = interpreter(peer.module if peer.package else None)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        job = Job(
-            folder=name,
-            events=str(folder / "events.jsonl"),
-            num_events=len(log.events),
-            num_items=len(log.expected),
-            rows=str(folder / "rows"),
-            report=str(folder / "report.json"),
-            broker=address,
-            prefix=f"{peer.module}-{os.getpid()}-",
-        )
-        if peer.form is None:
-            write_log(Path(job.events), log.events)
-        else:
-            kafka_side.write(address, job.prefix, peer.form, log.events)
-        (folder / "job.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
-        limit_s = LIMIT_S * max(1.0, len(log.expected) / (10 * SHORT_SLATES))
-        argv = [str(python), "-m", f"benchmarks.peers.{peer.module}", str(folder / "job.json"), *peer.arguments]
-        _run_child(argv, limit_s)
-        report = Report(**json.loads(Path(job.report).read_text(encoding="utf-8")))
-        if peer.form is not None:
-            return report, kafka_side.labels(address, job.prefix, peer.form)
-        return report, file_rows(Path(job.rows))
-
-
-def file_rows(path: Path) -> list[tuple[str, int]]:
-    """Returns the labels in a file, or in the files of a folder."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
-    return [(key, int(label)) for key, _, label in (line.rpartition(",") for line in lines)]
-
-
-def _run_child(argv: Sequence[str], limit_s: float) -> None:
-    with subprocess.Popen(
-        argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as child:
-        try:
-            _, errors = child.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            raise NotRunError(f"stopped after {limit_s:g} s") from None
-        finally:
-            try:
-                os.killpg(child.pid, signal.SIGKILL)  # whatever it has left behind
-            except ProcessLookupError:
-                pass
-    if child.returncode != 0:
-        last = (errors.strip().splitlines() or ["no message"])[-1]
-        raise NotRunError(f"exit code {child.returncode}: {last}")
 
 
 def table(num_slates: int, peers: Sequence[Peer] = PEERS) -> list[dict[str, Any]]:
@@ -186,13 +92,13 @@ def measure(num_slates: int = SHORT_SLATES) -> dict[str, Figure]:
     """Returns the join core's rate with the peers' beside it, and the whole table."""
     rows = table(num_slates)
     rates = {row["peer"]: row["events_per_cpu_s"] for row in rows if "events_per_cpu_s" in row}
-    ours = next(row for row in rows if row["peer"] == "join core")
+    ours = next(row for row in rows if row["peer"] == PEERS[1].name)
     if ours.get("rows_wrong") != 0:
         raise RuntimeError(f"the join core disagrees with the oracle: {ours}")
     low, high = ours["events_per_cpu_s_range"]
     return {
         "P2 peers": Figure(
-            value=rates.pop("join core"),
+            value=rates.pop(PEERS[1].name),
             unit="events/CPU-s",
             ci=(low, high),
             command=COMMAND,
@@ -205,9 +111,9 @@ def measure(num_slates: int = SHORT_SLATES) -> dict[str, Figure]:
 
 def _line(row: Mapping[str, Any]) -> str:
     if "events_per_cpu_s" not in row:
-        return f"{row['peer']:24} {row['note']}"
+        return f"{row['peer']:36} {row['note']}"
     return (
-        f"{row['peer']:24} {row['events_per_cpu_s']:>11,.0f} events/CPU-s {row['events_per_s']:>11,.0f} events/s "
+        f"{row['peer']:36} {row['events_per_cpu_s']:>11,.0f} events/CPU-s {row['events_per_s']:>11,.0f} events/s "
         f"{row['peak_rss_mib']:>7,.0f} MiB  wrong {row['rows_wrong']} of {row['expected']}: "
         f"{row['lost']} lost, {row['double']} double, {row['contradictory']} contradictory, {row['wrong']} wrong"
     )

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import join_peers
-from benchmarks.peers import dict_loop, environment, join_core
+from benchmarks.peers import child, dict_loop, environment, join_core
 from benchmarks.peers.environment import NotRunError
 from benchmarks.peers.events import ITEMS_PER_SLATE, OUT_OF_ORDERNESS_MS, WINDOW_MS, Event, arrivals, read, write
 from benchmarks.peers.kafka_side import labels_of_examples
 from benchmarks.peers.meter import tree_cpu_s, tree_peak_mib
 from benchmarks.peers.oracle import Score, score, truth
 from stream.examples import ExampleEncoder
+from stream.join import JoinCore
+from stream.schema import Impression
 
 
 def shown(key: str, ts: int) -> Event:
@@ -99,9 +101,9 @@ def test_the_dict_loop_loses_exactly_the_clicks_that_come_before_their_item() ->
 def test_a_peer_that_is_not_installed_says_so_and_has_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(join_peers, "interpreter", lambda name: environment.python_of(name, tmp_path))
+    monkeypatch.setattr(child, "interpreter", lambda name: environment.python_of(name, tmp_path))
     flink = next(peer for peer in join_peers.PEERS if peer.name == "Flink")
-    assert join_peers.row(flink, join_peers.Log(events=[], expected={}), "") == {
+    assert join_peers.row(flink, child.Log(events=[], expected={}), "") == {
         "peer": "Flink",
         "version": "2.3.0",
         "exactly_once": "yes",
@@ -119,14 +121,27 @@ def test_a_peer_installed_in_other_versions_is_not_run(tmp_path: Path) -> None:
 
 def test_a_peer_that_fails_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = join_peers.PEERS[0]
-    monkeypatch.setattr(join_peers, "interpreter", lambda name: Path("/bin/false"))
-    row = join_peers.row(failing, join_peers.Log(events=[], expected={}), "")
+    monkeypatch.setattr(child, "interpreter", lambda name: Path("/bin/false"))
+    row = join_peers.row(failing, child.Log(events=[], expected={}), "")
     assert row["note"] == "not run: exit code 1: no message"
+
+
+def test_a_peer_that_takes_too_long_is_stopped_with_all_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!/bin/sh\ntail -f /dev/null &\necho $! > {tmp_path}/started\nwait\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(child, "interpreter", lambda name: slow)
+    with pytest.raises(NotRunError, match="stopped after 2 s"):
+        child.run(join_peers.PEERS[0], child.Log(events=[], expected={}), "", limit_s=2)
+    stat = Path(f"/proc/{(tmp_path / 'started').read_text().strip()}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_peer_runs_as_a_child_and_is_scored() -> None:
     events = arrivals(50)
-    row = join_peers.row(join_peers.PEERS[1], join_peers.Log(events=events, expected=truth(events)), "")
+    row = join_peers.row(join_peers.PEERS[1], child.Log(events=events, expected=truth(events)), "")
     assert (row["expected"], row["rows_wrong"]) == (500, 0)
     assert row["events_per_cpu_s"] > 0
     assert row["peak_rss_mib"] > 5
@@ -141,26 +156,29 @@ def test_every_peer_has_a_file_and_those_of_others_their_pins() -> None:
 
 def test_labels_are_read_from_one_file_or_from_the_files_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text("r-1/a,1\nr-1/b,0\n")
-    assert join_peers.file_rows(tmp_path / "rows") == join_peers.file_rows(tmp_path) == [("r-1/a", 1), ("r-1/b", 0)]
+    assert child.file_rows(tmp_path / "rows") == child.file_rows(tmp_path) == [("r-1/a", 1), ("r-1/b", 0)]
 
 
 def test_labels_of_ours_are_read_from_arrow() -> None:
     events = arrivals(20)
-    core = join_core.JoinCore(join_core.SCHEMA, join_core.CONFIG)
+    core = JoinCore(join_core.SCHEMA, join_core.CONFIG)
     for offset, event in enumerate(join_core.decoded(events)):
-        core.observe_impression(event, offset) if hasattr(event, "items") else core.observe_feedback(event, offset)
+        if isinstance(event, Impression):
+            core.observe_impression(event, offset)
+        else:
+            core.observe_feedback(event, offset)
     messages = ExampleEncoder(join_core.SCHEMA, join_core.CONFIG).encode(core.advance(2**42))
     rows = [row for message in messages for row in labels_of_examples(message)]
     assert score(rows, truth(events)).rows_wrong == 0
 
 
 def test_the_meter_counts_what_children_use() -> None:
-    before_s, busy = tree_cpu_s(), "sum(range(30_000_000)); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
+    before_s, code = tree_cpu_s(), "sum(range(30_000_000)); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
         alive_s, peak_mib = tree_cpu_s() - before_s, tree_peak_mib()
-        child.communicate(b"\n")
+        busy.communicate(b"\n")
     own_kib = next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
     assert alive_s > 0.1
     assert tree_cpu_s() - before_s >= alive_s - 2 / os.sysconf("SC_CLK_TCK")
@@ -169,5 +187,5 @@ def test_the_meter_counts_what_children_use() -> None:
 
 def test_rows_of_the_table_survive_json() -> None:
     events = arrivals(5)
-    row = join_peers.row(join_peers.PEERS[0], join_peers.Log(events=events, expected=truth(events)), "")
+    row = join_peers.row(join_peers.PEERS[0], child.Log(events=events, expected=truth(events)), "")
     assert json.loads(json.dumps(row)) == row

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from benchmarks.peers.events import END, END_AFTER_MS, Event
 from benchmarks.peers.join_core import decoded

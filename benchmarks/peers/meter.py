@@ -88,26 +88,26 @@ def tree_cpu_s() -> float:
     This process to the microsecond, the others to the kernel's tick of usually 10 ms.
     """
     own = os.times()
-    others = sum(_cpu_ticks(stat) for pid, stat in _tree() if pid != os.getpid()) / _TICKS_PER_S
+    others = sum(_cpu_ticks(stat) for pid, stat in tree(os.getpid()) if pid != os.getpid()) / _TICKS_PER_S
     return time.process_time() + own.children_user + own.children_system + others
 
 
 def tree_peak_mib() -> float:
     """Returns the peak resident memory, in MiB, of the processes that are alive in the tree, added up."""
     peak_kib = 0
-    for pid, _ in _tree():
+    for pid, _ in tree(os.getpid()):
         lines = _read(f"/proc/{pid}/status").splitlines()
         peak_kib += next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
     return peak_kib / 1024
 
 
-def _tree() -> Iterator[tuple[int, list[str]]]:
-    """Yields process id and the fields of /proc/<pid>/stat from the state on, for this process and its descendants."""
+def tree(root: int) -> Iterator[tuple[int, list[str]]]:
+    """Yields process id and the fields of /proc/<pid>/stat from the state on, for a process and its descendants."""
     stats = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (stat := _read(f"/proc/{entry}/stat")):
             stats[int(entry)] = stat.rpartition(")")[2].split()
-    found = [os.getpid()]
+    found = [root] if root in stats else []
     for parent in found:
         yield parent, stats[parent]
         found += [pid for pid, stat in stats.items() if int(stat[1]) == parent]
