@@ -1,8 +1,6 @@
 """What every kafka-python client of ours shares: settings, a bound on waiting, errors in our own words."""
 
 import logging
-import socket
-import ssl
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -12,13 +10,13 @@ from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from stream.exceptions import FencedError, LogUnavailableError, StreamError
+from stream.kafka_login import RefusedError, shake_hands
 from stream.kafka_security import kafka_python_settings, security_settings
 from stream.log import KafkaConfig
 
 REQUEST_TIMEOUT_S = 10.0
 """How long one question to the broker (metadata, offsets) may take before we say that it does not answer."""
 
-_DEFAULT_PORT = 9092
 _FENCED = (
     kafka.errors.ProducerFencedError,
     kafka.errors.InvalidProducerEpochError,
@@ -61,8 +59,7 @@ def build_client(config: KafkaConfig, make: Callable[..., T], settings: Mapping[
     Raises:
         LogUnavailableError: nobody answers, or login or certificate are refused.
     """
-    # It goes on trying after a certificate has been refused, and never says which: so we shake hands ourselves, first.
-    reach(config, settings.get("ssl_context"))
+    reach(config, settings)
     transports: list[Any] = []
 
     def transport(**configs: Any) -> Any:
@@ -77,24 +74,19 @@ def build_client(config: KafkaConfig, make: Callable[..., T], settings: Mapping[
         raise unavailable(config, error, "connecting") from error
 
 
-def reach(config: KafkaConfig, context: ssl.SSLContext | None) -> None:
-    """Returns when one of the servers has accepted a connection, with TLS if there is a `context`.
+def reach(config: KafkaConfig, settings: Mapping[str, Any]) -> None:
+    """Returns when one of the servers has let us in; `settings` are what kafka-python is given.
 
     Raises:
-        LogUnavailableError: none did; the text says why.
+        LogUnavailableError: nobody answers, or login or certificate are refused.
     """
     reason: OSError | None = None
     for server in _servers(config):
-        host, _, port = server.rpartition(":") if ":" in server else (server, "", str(_DEFAULT_PORT))
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=REQUEST_TIMEOUT_S) as plain:
-                if context is not None:
-                    context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
-                return
-        except ssl.SSLError as error:
-            raise LogUnavailableError(
-                f"kafka at {config.bootstrap_servers} cannot be used: TLS failed with {server}: {error}"
-            ) from error
+            shake_hands(server, settings, REQUEST_TIMEOUT_S)
+            return
+        except RefusedError as error:
+            raise LogUnavailableError(f"kafka at {config.bootstrap_servers} cannot be used: {_line(error)}") from error
         except OSError as error:
             reason = error
     raise LogUnavailableError(_silence(config, "connecting", reason)) from reason

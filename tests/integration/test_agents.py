@@ -1,5 +1,6 @@
 """The agents as a process: sequences in Redis exact through duplicates, kills and a Redis that goes away."""
 
+import json
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,17 +19,17 @@ from stream.schema import Feedback
 WaitUntil = Callable[..., None]
 START_MS = 1_700_000_000_000
 PROGRAM = """
-import signal, sys, threading
+import json, signal, sys, threading
 from pathlib import Path
 from stream.agents import AgentCounters, AgentsConfig, run_agents
 from stream.log import KafkaConfig
 from stream.schema import SchemaConfig, TaskConfig
 
-broker, prefix, redis_url, sequences, folder = sys.argv[1:]
+broker, prefix, client, redis_url, sequences, folder = sys.argv[1:]
 stopped = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopped.set())
 run_agents(
-    KafkaConfig(bootstrap_servers=broker, topic_prefix=prefix),
+    KafkaConfig(bootstrap_servers=broker, topic_prefix=prefix, client=json.loads(client)),
     AgentsConfig(sequence_length=5, prefix=sequences),
     redis_url,
     SchemaConfig(scenarios=("home",), tasks={"click": TaskConfig(action="click", window_ms=1_000)}),
@@ -52,7 +53,8 @@ class Agents:
         self.start()
 
     def start(self) -> None:
-        arguments = (self.kafka.bootstrap_servers, self.kafka.topic_prefix, self.redis_url, self.prefix)
+        kafka = (self.kafka.bootstrap_servers, self.kafka.topic_prefix, json.dumps(self.kafka.client))
+        arguments = (*kafka, self.redis_url, self.prefix)
         self.child = Child([sys.executable, "-c", PROGRAM, *arguments, str(self.folder)], self.folder / "agents.log")
 
     def send(self, numbers: range) -> None:
