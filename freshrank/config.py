@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sim.config import SimConfig
     from stream.agents import AgentsConfig
     from stream.join import JoinConfig
+    from stream.spill import SpillConfig
     from utility_blender.blend import BlenderConfig
 
 
@@ -44,6 +45,7 @@ SECTIONS = (
     Section("kafka", "stream.log:KafkaConfig"),
     Section("redis", "freshrank.places:RedisConfig"),
     Section("join", "stream.join:JoinConfig"),
+    Section("spill", "stream.spill:SpillConfig"),
     Section("model", "model.config:ModelConfig"),
     Section("trainer", "model.trainer:TrainerConfig"),
     Section("checkpoint", "freshrank.places:CheckpointConfig"),
@@ -56,7 +58,7 @@ SECTIONS = (
 )
 SCHEMA_KEYS = ("scenarios", "tasks", "features", "unknown_scenario")
 """Settings at the top of the file; together they are the schema."""
-PLACES = ("kafka", "redis", "checkpoint", "monitor")
+PLACES = ("kafka", "redis", "spill", "checkpoint", "monitor")
 """Sections that say where things are, not what they do: not part of the configuration's hash."""
 
 
@@ -124,6 +126,11 @@ class RunConfig:
     def join(self) -> "JoinConfig":
         """How labels are made."""
         return cast("JoinConfig", self._build("join"))
+
+    @cached_property
+    def spill(self) -> "SpillConfig":
+        """Where open slates beyond a memory budget go."""
+        return cast("SpillConfig", self._build("spill"))
 
     @cached_property
     def model(self) -> "ModelConfig":

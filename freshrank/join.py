@@ -4,6 +4,8 @@ import gc
 import logging
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -39,22 +41,28 @@ def join(run: RunConfig, instance: str | None) -> None:
     from stream import kafka_adapter
     from stream.joiner import Joiner
     from stream.log import FEEDBACK, IMPRESSIONS, topic_name
+    from stream.spill import Spill
 
     should_stop = stop_signal()
     topics = [topic_name(run.kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)]
     group_id = run.kafka.topic_prefix + GROUP_ID
     check_retention(run)
+    spill = None
+    if run.spill.directory is not None:
+        spill = Spill(replace(run.spill, directory=str(Path(run.spill.directory) / (instance or ""))))
     member = kafka_adapter.group_member(run.kafka, group_id, topics, instance_id=instance)
     producer = kafka_adapter.transactional_producer(run.kafka, f"{group_id}-{instance or uuid.uuid4().hex}")
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        joiner = Joiner(run.schema, run.join, member, producer, run.kafka, now_ms)
+        joiner = Joiner(run.schema, run.join, member, producer, run.kafka, now_ms, spill)
         serve_metrics("joiner", addresses(run.monitor.joiner)[0], lambda: readings(joiner))
         _logger.info("Joining. schema=%s commit_interval_ms=%s", run.schema.schema_hash(), run.join.commit_interval_ms)
         joiner.run(should_stop)
         _logger.info("Stopped after the last commit. commits=%s", joiner.num_commits)
     finally:
+        if spill is not None:
+            spill.close()
         producer.close()
         member.close()
 

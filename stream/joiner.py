@@ -34,6 +34,7 @@ from stream.log import (
 from stream.offsets import labels_hash
 from stream.pair import PartitionPair, start_point
 from stream.schema import SchemaConfig
+from stream.spill import Spill
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ _IDLE_POLL_MS = 100
 class Joiner:
     """One member of the consumer group that joins impressions with feedback. Single-threaded.
 
-    The caller keeps `member` and `producer` and closes them after `run` has returned or raised.
+    The caller keeps `member`, `producer` and `spill` (None: all state stays in memory) and closes them after `run` has
+    returned or raised.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class Joiner:
         producer: TransactionalProducer,
         kafka: KafkaConfig,
         now_ms: Callable[[], int],
+        spill: Spill | None = None,
     ) -> None:
         self._schema = schema
         self._config = config
         self._member = member
         self._producer = producer
         self._now_ms = now_ms
+        self._spill = spill
         self._impressions = topic_name(kafka, IMPRESSIONS)
         self._feedback = topic_name(kafka, FEEDBACK)
         self._examples = topic_name(kafka, EXAMPLES)
@@ -103,6 +107,8 @@ class Joiner:
         while not should_stop():
             self.run_once()
         self.commit()
+        for pair in self._pairs.values():
+            self._save(pair)
 
     def run_once(self) -> None:
         """Polls once, joins what came, and commits if it is time."""
@@ -142,6 +148,7 @@ class Joiner:
             self.counters.add(pair.forget_committed())
         self.num_commits += 1
         self._committed_ms = self._now_ms()
+        self._save_overdue()
 
     def _write(self, changed: list[PartitionPair]) -> None:
         """Writes outputs and offsets of these pairs in one transaction."""
@@ -156,6 +163,19 @@ class Joiner:
         self._producer.send_offsets(offsets, self._member)
         # 3 transaction committed
         self._producer.commit()
+
+    def _save_overdue(self) -> None:
+        """Takes a snapshot of the pair that has waited longest for one; one per commit, to keep the pauses short."""
+        if self._spill is None or not self._pairs:
+            return
+        pair = min(self._pairs.values(), key=lambda pair: pair.saved_ms)
+        if not 0 <= self._committed_ms - pair.saved_ms < self._spill.config.snapshot_interval_ms:
+            self._save(pair)
+
+    def _save(self, pair: PartitionPair) -> None:
+        if self._spill is not None and pair.is_as_committed:
+            self._spill.save(pair.impressions, pair.snapshot_record(self._labels))
+            pair.saved_ms = self._now_ms()
 
     def _produce(self, pair: PartitionPair) -> None:
         for letter in pair.dead_letters:
@@ -205,6 +225,8 @@ class Joiner:
         self._owned |= set(poll.assigned)
         for partition in (*poll.revoked, *poll.assigned):
             self._pairs.pop(partition.partition, None)
+            if self._spill is not None:
+                self._spill.drop(TopicPartition(self._impressions, partition.partition))
         self._check_topics()
         shown = {number for topic, number in self._owned if topic == self._impressions}
         done = {number for topic, number in self._owned if topic == self._feedback}
@@ -227,6 +249,7 @@ class Joiner:
             begin=self._member.begin_offsets(both),
             end=self._member.end_offsets(both),
             labels=self._labels,
+            lineage=f"{self._now_ms():x}",
         )
         if start.num_lost:
             _LOG.error(
@@ -235,16 +258,18 @@ class Joiner:
                 number,
                 start.num_lost,
             )
-        self._pairs[number] = PartitionPair(impressions, feedback, start, self._schema, self._config, self._now_ms())
-        self._member.seek(impressions, start.impressions_offset)
-        self._member.seek(feedback, start.feedback_offset)
+        taken = None
+        if self._spill is not None:
+            taken = self._spill.take_up(impressions, start.resume, self._labels, start.lineage)
+        pair = PartitionPair(impressions, feedback, start, self._schema, self._config, self._now_ms(), taken)
+        self._pairs[number] = pair
+        for partition, offset in pair.next_offsets.items():
+            self._member.seek(partition, offset)
         _LOG.info(
-            "taking up a partition. partition=%d impressions_offset=%d feedback_offset=%d replay_impressions=%d "
-            "replay_feedback=%d watermark_ms=%d",
+            "taking up a partition. partition=%d replay_impressions=%d replay_feedback=%d slates=%d watermark_ms=%d",
             number,
-            start.impressions_offset,
-            start.feedback_offset,
-            start.resume.next_impression - start.impressions_offset,
-            start.resume.next_feedback - start.feedback_offset,
+            start.resume.next_impression - pair.next_offsets[impressions],
+            start.resume.next_feedback - pair.next_offsets[feedback],
+            pair.core.state.num_slates,
             start.resume.watermark_ms,
         )

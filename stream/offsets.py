@@ -29,6 +29,9 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Largest event time seen in this topic, in ms: where its clock goes on."""
     labels: str
     """`labels_hash` of the settings under which the labels so far were made."""
+    lineage: str = ""
+    """Names the life of the log that began when the group first took up this partition, or gave up what was lost:
+    a snapshot of another life may be of other messages with the same offsets."""
 
 
 def labels_hash(schema: SchemaConfig, grace_ms: int, duplicate_ms: int) -> str:

@@ -11,6 +11,8 @@ from stream.join import JoinConfig, JoinCore, Resume
 from stream.log import Message, OffsetAndMetadata, TopicPartition
 from stream.offsets import METADATA_VERSION, Progress, decode_progress, encode_progress
 from stream.schema import Feedback, Impression, SchemaConfig
+from stream.snapshot_record import SnapshotRecord
+from stream.spill import TakenUp
 from stream.watermark import NO_WATERMARK, PairWatermark, TopicClock
 
 
@@ -24,6 +26,8 @@ class StartPoint(NamedTuple):
     feedback_event_ms: int = NO_WATERMARK
     num_lost: int = 0
     """Messages that open slates still needed and the log no longer keeps."""
+    lineage: str = ""
+    """Which life of the log it is."""
 
 
 def start_point(
@@ -34,11 +38,13 @@ def start_point(
     begin: Mapping[TopicPartition, int],
     end: Mapping[TopicPartition, int],
     labels: str,
+    lineage: str,
 ) -> StartPoint:
     """Returns where to take up a pair: where the last transaction left it, or at the beginning of both topics.
 
     Where the log no longer keeps what is needed, the open slates are given up: reading goes on after what was read
-    before, so that no label can contradict one that is out already.
+    before, so that no label can contradict one that is out already. There, and where nothing was committed, a new life
+    of the log begins, called `lineage`.
 
     Raises:
         OffsetMetadataError: what is committed cannot be continued.
@@ -49,6 +55,7 @@ def start_point(
             begin[impressions],
             begin[feedback],
             Resume(next_impression=begin[impressions], next_feedback=begin[feedback]),
+            lineage=lineage,
         )
     if at_impressions is None or at_feedback is None:
         missing = impressions if at_impressions is None else feedback
@@ -72,7 +79,8 @@ def start_point(
     else:
         resume = Resume(shown.next, done.next, watermark_ms)
         offsets = (at_impressions.offset, at_feedback.offset)
-    return StartPoint(*offsets, resume, shown.event, done.event, lost_impressions + lost_feedback)
+        lineage = shown.lineage
+    return StartPoint(*offsets, resume, shown.event, done.event, lost_impressions + lost_feedback, lineage)
 
 
 class PartitionPair:
@@ -90,16 +98,27 @@ class PartitionPair:
         schema: SchemaConfig,
         config: JoinConfig,
         now_ms: int,
+        taken: TakenUp | None = None,
     ) -> None:
         self.impressions = impressions
         self.feedback = feedback
-        self.core = JoinCore(schema, config, start.resume)
+        self.core = JoinCore(schema, config, start.resume, None if taken is None else taken.state)
         self.core.counters.lost_messages = start.num_lost
         self._config = config
         self._resume = start.resume
+        self._lineage = start.lineage
         self._next_impression = start.impressions_offset
         self._next_feedback = start.feedback_offset
+        if taken is not None and taken.record is not None:
+            # What the snapshot knows is not read again; what lies before the committed offsets is not needed any more.
+            self._next_impression = max(self._next_impression, taken.record.next_impression)
+            self._next_feedback = max(self._next_feedback, taken.record.next_feedback)
+            for task, traffic in self.core.traffic.items():
+                traffic.load_state(taken.record.traffic[task])
         self._committed = self._reach()
+        self._committed_watermark_ms = start.resume.watermark_ms
+        self.saved_ms = now_ms
+        """Processing time of the last snapshot; before the first, of being taken up."""
         clock = {"max_ahead_ms": config.max_ahead_ms, "idle_ms": config.idle_ms}
         self._watermark = PairWatermark(
             TopicClock(now_ms, event_ms=start.impressions_event_ms, **clock),
@@ -113,6 +132,11 @@ class PartitionPair:
         """Messages that could not be decoded and go out with the next commit."""
 
     @property
+    def next_offsets(self) -> dict[TopicPartition, int]:
+        """Where to go on reading both topics."""
+        return {self.impressions: self._next_impression, self.feedback: self._next_feedback}
+
+    @property
     def is_caught_up(self) -> bool:
         """Whether the replay is over: all that was read before has been read again."""
         return (
@@ -123,6 +147,11 @@ class PartitionPair:
     def has_changed(self) -> bool:
         """Whether there is something to commit."""
         return self.is_caught_up and (bool(self.emissions) or self._reach() != self._committed)
+
+    @property
+    def is_as_committed(self) -> bool:
+        """Whether the state is that of the last commit, so that a snapshot may be taken of it."""
+        return self.is_caught_up and not self.has_changed and self.core.watermark_ms == self._committed_watermark_ms
 
     def _reach(self) -> tuple[int, ...]:
         """Returns the offsets that a commit now would hold: how far was read, and what is still needed."""
@@ -177,7 +206,7 @@ class PartitionPair:
 
         def progress(next_offset: int, clock: TopicClock) -> str:
             return encode_progress(
-                Progress(METADATA_VERSION, next_offset, self.core.watermark_ms, clock.event_ms, labels)
+                Progress(METADATA_VERSION, next_offset, self.core.watermark_ms, clock.event_ms, labels, self._lineage)
             )
 
         return {
@@ -192,8 +221,20 @@ class PartitionPair:
         self.emissions = []
         self.dead_letters = []
         self._committed = self._reach()
+        self._committed_watermark_ms = self.core.watermark_ms
         counters, self.core.counters = self.core.counters, JoinCounters()
         return counters
+
+    def snapshot_record(self, labels: str) -> SnapshotRecord:
+        """Returns of when the state is; for a snapshot, while it `is_as_committed`."""
+        return SnapshotRecord(
+            labels=labels,
+            lineage=self._lineage,
+            next_impression=self._next_impression,
+            next_feedback=self._next_feedback,
+            watermark_ms=self.core.watermark_ms,
+            traffic={task: traffic.state() for task, traffic in self.core.traffic.items()},
+        )
 
     def _decode(self, message: Message, decoder: EventDecoder) -> Impression | Feedback:
         decode = decoder.impression if message.topic == self.impressions.topic else decoder.feedback

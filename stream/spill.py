@@ -34,20 +34,20 @@ class SpillConfig:
     """Where slates beyond a memory budget go, for label windows of hours and days. Off unless `directory` is set."""
 
     directory: str | None = None
-    """Folder for open slates and for snapshots of them; one process at a time. None: all slates stay in memory. It may
-    be lost at any time: a restart then replays the log instead."""
+    """Folder for open slates and for snapshots of them, one process at a time: with `--instance` the folder of that
+    name in it. None: all slates stay in memory. It may be lost at any time: a restart then replays the log instead."""
     hot_items: int = 200_000
-    """Items (of slates) and pending feedback kept in memory, over all partitions of the process; at least 1,000."""
+    """Items (of slates) and pending feedback kept in memory, over all partitions of the process; at least 1."""
     store_mib: int = 128
     """Memory of the local store for its caches and what it has not written yet, in MiB; at least 16."""
     snapshot_interval_ms: int = 60_000
-    """Time between two snapshots of a partition's state, in ms of processing time; at least 1,000. A restart replays
+    """Time between two snapshots of a partition's state, in ms of processing time; at least 1. A restart replays
     what was read since the last one."""
 
     def __post_init__(self) -> None:
         if self.directory == "":
             raise ValueError("directory: must not be empty; leave it out to keep all slates in memory")
-        for name, low in {"hot_items": 1_000, "store_mib": 16, "snapshot_interval_ms": 1_000}.items():
+        for name, low in {"hot_items": 1, "store_mib": 16, "snapshot_interval_ms": 1}.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {low}")
 
@@ -88,7 +88,8 @@ class Spill:
         except OSError as error:
             os.close(self._lock)
             raise LocalStoreError(
-                f"spill.directory: {self._root} is in use by another process; give each joiner a folder of its own"
+                f"spill.directory: {self._root} is in use by another process; give each joiner a folder of its "
+                "own (`--instance` does)"
             ) from error
         self._memory = StoreMemory(config.store_mib)
 

@@ -74,4 +74,6 @@ class Traffic:
     def load_state(self, buckets: Iterable[tuple[int, int, dict[str, int]]]) -> None:
         """Takes up what `state` returned."""
         for bucket, first_offset, counts in buckets:
+            if bucket < self._kept_from:
+                continue
             self._counts[bucket], self._first_offset[bucket] = dict(counts), first_offset

@@ -1,6 +1,8 @@
 """Joiners on an in-memory broker with a clock that moves by hand: started, killed and restarted as a test says."""
 
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -12,6 +14,7 @@ from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig
 from stream.memory_broker import Crash, CrashSchedule, MemoryBroker
 from stream.memory_log import MemoryGroupMember, MemoryProducer, MemoryReader, MemoryTransactionalProducer
 from stream.schema import KINDS, Feedback, Impression, SchemaConfig
+from stream.spill import Spill, SpillConfig
 from tests.stream.oracle import Label
 
 GROUP = "join"
@@ -20,10 +23,20 @@ GROUP = "join"
 class Cluster:
     """A broker, a clock, and the joiners of one group by name."""
 
-    def __init__(self, schema: SchemaConfig, config: JoinConfig, num_partitions: int = 2, now_ms: int = 0) -> None:
+    def __init__(
+        self,
+        schema: SchemaConfig,
+        config: JoinConfig,
+        num_partitions: int = 2,
+        now_ms: int = 0,
+        spill: SpillConfig | None = None,
+    ) -> None:
         self.schema = schema
         self.config = config
         self.now_ms = now_ms
+        self.spill = spill
+        self.spills: dict[str, Spill] = {}
+        """Of each joiner, if any: a folder of its name in the folder of `spill`."""
         self.broker = MemoryBroker(lambda: self.now_ms)
         for topic in (IMPRESSIONS, FEEDBACK, EXAMPLES, DEAD_LETTER):
             self.broker.create_topic(topic, num_partitions)
@@ -45,8 +58,17 @@ class Cluster:
     def start(self, name: str = "one") -> Joiner:
         self._members[name] = MemoryGroupMember(self.broker, GROUP, name, [IMPRESSIONS, FEEDBACK], crashes=self.crashes)
         producer = MemoryTransactionalProducer(self.broker, name, crashes=self.crashes)
+        if self.spill is not None:
+            directory = str(Path(str(self.spill.directory)) / name)
+            self.spills[name] = Spill(replace(self.spill, directory=directory))
         self.joiners[name] = Joiner(
-            self.schema, self.config, self._members[name], producer, KafkaConfig(), lambda: self.now_ms
+            self.schema,
+            self.config,
+            self._members[name],
+            producer,
+            KafkaConfig(),
+            lambda: self.now_ms,
+            self.spills.get(name),
         )
         return self.joiners[name]
 
@@ -54,6 +76,8 @@ class Cluster:
         """The process is gone, and the group has noticed."""
         self.counted.add(self.joiners.pop(name).counters)
         self._members.pop(name)
+        if name in self.spills:
+            self.spills.pop(name).close()
         self.broker.leave(GROUP, name)
 
     def turn(self) -> None:
