@@ -71,7 +71,7 @@ OTHERS = (
         "freshrank_trainer_guarded_ratio",
         "gauge",
         (),
-        "Share of the labels weighed by their policy whose estimate or weight was cut to its range; above 1 % is wrong.",
+        "Share of the labels weighed by their policy whose estimate or weight was cut to its range; alarm above 1 %.",
     ),
     MetricRow("freshrank_trainer_watermark_age_seconds", "gauge", (), "Now minus the watermark learned."),
     MetricRow("freshrank_trainer_window_rows", "gauge", _CELL, "Final labels in the metric window."),

@@ -3,7 +3,7 @@
 Letters: R requests (rows of the message), B rows to train on (their items), T tasks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,13 +12,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from model.delayed_labels import FINAL_POLICIES, POLICY_CODE, DelayedLabels
 from model.exceptions import ExampleError
 from model.features import Column, EncodedBatch, FeatureEncoder, RowColumns, SequenceColumns
+from model.hashing import value_key
+from model.label_policy import POLICY_KINDS
 from model.metrics import BoolArray, Int64Array
-from stream.schema import KIND_CODE, SCHEMA_VERSION, UNTRAINED_KINDS, FeatureConfig, KindName, SchemaConfig
+from stream.schema import (
+    KIND_CODE,
+    KINDS,
+    OBSERVING_POLICIES,
+    SCHEMA_VERSION,
+    SETTLED_KINDS,
+    UNTRAINED_KINDS,
+    FeatureConfig,
+    KindName,
+    SchemaConfig,
+)
 
-POLICY_KINDS: dict[str, tuple[KindName, ...]] = {"wait": ("none", "final"), "eager": ("none", "final")}
-"""Which kinds each label policy may send: anything else is malformed."""
 REPEATED_KINDS: tuple[KindName, ...] = ("late_positive", "early_positive_repeat", "real_negative_repeat", "matured")
 """Kinds that are not the first emission of their item and task; they do not count for admission."""
 
@@ -33,6 +44,12 @@ class LabelPolicy(msgspec.Struct, frozen=True):
     grace_ms: int = 0
     observe_ms: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.name in OBSERVING_POLICIES and not 0 < (self.observe_ms or 0) < self.window_ms:
+            raise ValueError(
+                f"observe_ms {self.observe_ms} is not allowed; policy {self.name} needs 1 to below window_ms"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRows:
@@ -43,16 +60,18 @@ class TrainRows:
     mask_BT: BoolArray
     """Whether the label is part of the loss."""
     weight_BT: Float32Array
-    """Sampling weight times the policy's."""
+    """Sampling weight times traffic ratio."""
     first_BT: BoolArray
     """Whether this is the first emission of the item and task."""
-    final_BT: BoolArray
-    """Whether the label is settled: those, and only those, are scored."""
+    settled_BT: BoolArray
+    """Whether the label is the truth of a closed window: those, and only those, are scored."""
     served_BT: Float32Array
     """Probability logged with the impression; NaN where none was."""
     impression_ms_B: Int64Array
     feedback_ms_BT: Int64Array
     """Event time of the feedback that made the label positive; -1 for none."""
+    delayed: DelayedLabels | None = None
+    """What the policies need whose labels are corrected later; None: every policy here sends final labels only."""
 
     @property
     def num_rows(self) -> int:
@@ -70,11 +89,22 @@ class TrainRows:
             return parts[0]
         columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(TrainRows)}
         batch = EncodedBatch.concat(columns.pop("batch"))
-        return TrainRows(batch=batch, **{name: np.concatenate(arrays) for name, arrays in columns.items()})
+        delayed = None
+        if any(part is not None for part in columns.pop("delayed")):
+            delayed = DelayedLabels.concat([part.delayed or part.as_final() for part in parts])
+        joined = {name: np.concatenate(arrays) for name, arrays in columns.items()}
+        return TrainRows(batch=batch, delayed=delayed, **joined)
+
+    def as_final(self) -> DelayedLabels:
+        """Returns rows without delayed labels in the form of those that have some."""
+        kind_BT = np.where(self.mask_BT, KIND_CODE["final"], KIND_CODE["none"]).astype(np.int8)
+        return DelayedLabels.of_final(kind_BT, self.impression_ms_B)
 
 
 def _taken(value: Any, rows: slice) -> Any:
-    return value.take(rows) if isinstance(value, EncodedBatch) else value[rows]
+    if value is None:
+        return None
+    return value.take(rows) if isinstance(value, EncodedBatch | DelayedLabels) else value[rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,20 +205,24 @@ class ExampleDecoder:
         kind_BT = self._per_task(read.item_integers, "kind")
         delay_ms_BT = self._per_task(read.item_integers, "delay_ms")
         for index, (task, policy) in enumerate(zip(self._tasks, policies, strict=True)):
-            allowed = [KIND_CODE[kind] for kind in POLICY_KINDS[policy.name]]
-            strange = np.setdiff1d(kind_BT[:, index], allowed)
-            if len(strange):
-                raise ExampleError(f"kind.{task}: code {strange[0]} is not one that policy {policy.name!r} sends")
+            kind_B = kind_BT[:, index]
+            is_strange_B = (kind_B < 0) | (kind_B >= len(KINDS)) | ~_KINDS_OF[policy.name][kind_B % len(KINDS)]
+            if is_strange_B.any():
+                code = kind_B[is_strange_B].min()
+                raise ExampleError(f"kind.{task}: code {code} is not one that policy {policy.name!r} sends")
         present_BT = kind_BT != KIND_CODE["none"]
         if ((label_BT != 0) & (label_BT != 1) & present_BT).any():
             raise ExampleError("label: only 0 and 1 are allowed")
         impression_ms_B = read.integers("ts")[read.request_index_B]
-        mask_BT = ~np.isin(kind_BT, [KIND_CODE[kind] for kind in UNTRAINED_KINDS])
+        mask_BT = ~_UNTRAINED[kind_BT]
         positive_BT = mask_BT & (label_BT == 1)
         ratio_BT = self._per_task(read.item_weights, "ratio")
         # `eager` alone stamps a ratio, on its positives; everywhere else it is 1.
         weight_BT = read.item_weights("weight")[:, None] * np.where(positive_BT, ratio_BT, 1.0)
         learned_BT = positive_BT & (delay_ms_BT >= 0) & (weight_BT > 0)
+        delayed = None
+        if any(policy.name not in FINAL_POLICIES for policy in policies):
+            delayed = self._delayed(read, policies, kind_BT, delay_ms_BT)
         served_BT = self._per_task(read.item_floats, "served")
         if ((served_BT < 0) | (served_BT > 1)).any():
             raise ExampleError("served: only probabilities are allowed")
@@ -197,16 +231,48 @@ class ExampleDecoder:
             label_BT=label_BT.astype(np.float32),
             mask_BT=mask_BT,
             weight_BT=weight_BT.astype(np.float32),
-            first_BT=present_BT & ~np.isin(kind_BT, [KIND_CODE[kind] for kind in REPEATED_KINDS]),
-            final_BT=np.isin(kind_BT, [KIND_CODE["final"], KIND_CODE["matured"]]),
+            first_BT=present_BT & ~_REPEATED[kind_BT],
+            settled_BT=_SETTLED[kind_BT],
             served_BT=served_BT.astype(np.float32),
             impression_ms_B=impression_ms_B,
             feedback_ms_BT=np.where(learned_BT, impression_ms_B[:, None] + delay_ms_BT, -1),
+            delayed=delayed,
+        )
+
+    def _delayed(
+        self, read: "_Columns", policies: list[LabelPolicy], kind_BT: Int64Array, delay_ms_BT: Int64Array
+    ) -> DelayedLabels:
+        """Returns what policies need whose labels are corrected later."""
+        request_R = np.fromiter((value_key("request_id", value) for value in read.strings("request_id")), np.int64)
+        # An odd factor keeps different positions of one slate apart; positions may repeat between slates.
+        key_B = request_R[read.request_index_B] + read.item_integers("position") * _POSITION_FACTOR
+
+        def per_task(values: Sequence[int], kind: type[np.integer[Any]]) -> npt.NDArray[Any]:
+            return np.tile(np.array(values, kind), (len(kind_BT), 1))
+
+        return DelayedLabels(
+            key_B=key_B,
+            impression_ms_B=read.integers("ts")[read.request_index_B],
+            policy_BT=per_task([POLICY_CODE[policy.name] for policy in policies], np.int8),
+            kind_BT=kind_BT.astype(np.int8),
+            delay_ms_BT=delay_ms_BT,
+            observe_ms_BT=per_task([policy.observe_ms or -1 for policy in policies], np.int64),
+            window_ms_BT=per_task([policy.window_ms for policy in policies], np.int64),
         )
 
     def _per_task(self, read: Callable[[str], npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
         """Returns a column that exists once per task, [B, T]."""
         return np.stack([read(f"{name}.{task}") for task in self._tasks], axis=1)
+
+
+def _is_in(kinds: Iterable[KindName]) -> BoolArray:
+    """Returns a table over the codes of all kinds, on for `kinds`."""
+    return np.isin(np.arange(len(KINDS)), [KIND_CODE[kind] for kind in kinds])
+
+
+_UNTRAINED, _REPEATED, _SETTLED = _is_in(UNTRAINED_KINDS), _is_in(REPEATED_KINDS), _is_in(SETTLED_KINDS)
+_KINDS_OF: dict[str, BoolArray] = {policy: _is_in(("none", *kinds)) for policy, kinds in POLICY_KINDS.items()}
+_POSITION_FACTOR = np.int64(0x1E3779B97F4A7C15)
 
 
 class _Columns:

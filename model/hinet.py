@@ -209,6 +209,8 @@ class HiNet(nn.Module):
         )
         self.attention = ScenarioAttention(num_scenarios, config.scenario_embedding) if has_attention else None
         c_width = (3 if has_attention else 2) * out
+        self.representation_width = c_width
+        """C."""
         self.gates = nn.ModuleList(CustomizedGateControl(config, num_tasks, c_width) for _ in range(num_scenarios))
         self.towers = nn.ModuleList(Towers(num_tasks, config.task_width, config.tower) for _ in range(num_scenarios))
         if seed is not None:
@@ -223,12 +225,15 @@ class HiNet(nn.Module):
 
     def forward(self, x: RowInputs, row_offsets: Sequence[int]) -> Tensor:
         """Returns the logits, [B, T]; rows of scenario i are `row_offsets[i]` to `row_offsets[i + 1]`."""
-        parts_BC = self.representation(x, row_offsets)
-        logits = [torch.empty(0, self._num_tasks, dtype=parts_BC.dtype, device=parts_BC.device)]
+        return self.task_logits(self.representation(x, row_offsets), row_offsets)
+
+    def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
+        """Returns the logits, [B, T], from what `representation` returned."""
+        logits = [torch.empty(0, self._num_tasks, dtype=c_BC.dtype, device=c_BC.device)]
         for scenario, (gate, tower) in enumerate(zip(self.gates, self.towers, strict=True)):
             start, stop = row_offsets[scenario], row_offsets[scenario + 1]
             if stop > start:
-                logits.append(tower(gate(parts_BC[start:stop])))
+                logits.append(tower(gate(c_BC[start:stop])))
         return torch.cat(logits)
 
     def representation(self, x: RowInputs, row_offsets: Sequence[int]) -> Tensor:

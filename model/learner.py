@@ -4,7 +4,7 @@ Letters: B rows, T tasks.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from model.assembly import InputLayout
+from model.auxiliary import AuxiliaryHeads, SettledRows
 from model.config import ModelConfig
+from model.delayed_labels import DelayedLabels, PolicyWeights, policy_weights
 from model.embedding import EmbeddingTable, FieldCounters
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.hinet import HiNet
+from model.label_policy import Estimate
 from model.losses import ScenarioShares, hold_back_positives, multi_scenario_loss
-from stream.schema import SchemaConfig
+from stream.schema import PolicyName, SchemaConfig
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +35,21 @@ class LabelBatch:
     mask_BT: npt.NDArray[np.bool_]
     """On where the cell is trained."""
     weight_BT: npt.NDArray[np.float32]
-    """Sampling weight times policy weight, at least 0."""
+    """Sampling weight times traffic ratio, at least 0."""
     first_BT: npt.NDArray[np.bool_]
     """On where it is the cell's first emission: rows with any count towards admission."""
+    delayed: DelayedLabels | None = None
+    """What the policies need whose labels are corrected later; None: all labels are final and weigh 1."""
+
+    def take(self, rows_B: npt.NDArray[np.int64]) -> "LabelBatch":
+        """Returns some of the rows, in the given order."""
+        return LabelBatch(
+            label_BT=self.label_BT[rows_B],
+            mask_BT=self.mask_BT[rows_B],
+            weight_BT=self.weight_BT[rows_B],
+            first_BT=self.first_BT[rows_B],
+            delayed=None if self.delayed is None else self.delayed.take(rows_B),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +57,10 @@ class StepReport:
     """What one step saw and did."""
 
     logits_BT: npt.NDArray[np.float32]
-    """Pre-step logits, bit-equal to `Learner.score` of the same batch just before."""
+    """Pre-step logits, bit-equal to `Learner.score` of the same batch just before; NaN in rows that did not reach the
+    network, because nothing but auxiliary heads learns from them."""
+    made: bool
+    """Whether the network made a step."""
     loss: float
     grad_norm: float
     """Of the network, before clipping."""
@@ -58,6 +76,14 @@ class StepReport:
     """Example weights above `loss.max_example_weight`."""
     positives_held_back: int
     """Positive cells that were not learned, because their scenario and task had no negative yet."""
+    labels_weighed: int = 0
+    """Cells whose weight their label policy computed."""
+    labels_guarded: int = 0
+    """Those of them with an estimate or weight outside its valid range, cut to it."""
+    heads_skipped: int = 0
+    """Tasks whose auxiliary heads left out steps that were not finite."""
+    policies_begun: tuple[str, ...] = ()
+    """Tasks whose auxiliary heads have seen enough with this batch, so that their policy takes over."""
 
 
 class Learner:
@@ -94,6 +120,14 @@ class Learner:
         self._shares = ScenarioShares(self._num_scenarios, self._num_tasks, config.loss.half_life_rows)
         self._task_weight_T = np.array([config.loss.task_weights.get(task, 1.0) for task in schema.tasks])
         self._has_negative_MT = np.zeros((self._num_scenarios, self._num_tasks), np.bool_)
+        self._heads = AuxiliaryHeads(
+            tuple(schema.tasks),
+            width=self._net.representation_width,
+            num_scenarios=self._num_scenarios,
+            min_positives=config.loss.aux_min_positives,
+            lr=config.optim.aux_lr,
+            seed=seed,
+        )
         self._num_steps = 0
         self._exported_clock = 0
         self._promoted_clock = 0
@@ -109,15 +143,40 @@ class Learner:
 
     def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
         """Returns the logits, [B, T], and changes nothing."""
-        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
-        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._table.ids)
+        c_BC, order_B, row_offsets = self._representation(batch)
         with torch.no_grad():
-            x = self._layout.inputs(self._table.weight, torch.from_numpy(rows_N), batch)
-            logits_BT = self._net(x, row_offsets)
+            logits_BT = self._net.task_logits(c_BC, row_offsets)
         return _unsorted(logits_BT, order_B)
 
     def learn(self, batch: EncodedBatch, labels: LabelBatch) -> StepReport:
-        """Makes one step; B at least 1. The numbers are the order of a step."""
+        """Learns from a batch, B at least 1: one step of the network, then of the auxiliary heads where there are any.
+
+        Rows with neither a trained label nor a first emission do not reach the network.
+        """
+        delayed = labels.delayed
+        if delayed is None:
+            return self._step(batch, labels)
+        cold_BT = self._heads.cold_BT(delayed)
+        labels = replace(labels, mask_BT=np.where(cold_BT, delayed.settled_BT(), labels.mask_BT))
+        rows_B = np.flatnonzero((labels.mask_BT | labels.first_BT).any(axis=1))
+        if len(rows_B) == batch.num_rows:
+            report = self._step(batch, labels, cold_BT)
+        elif len(rows_B):
+            report = self._step(batch.take(rows_B), labels.take(rows_B), cold_BT[rows_B])
+        else:
+            report = _no_step(self._num_tasks)
+        logits_BT = np.full(labels.label_BT.shape, np.nan, np.float32)
+        logits_BT[rows_B] = report.logits_BT
+        report = replace(report, logits_BT=logits_BT)
+        if report.skipped is not None:
+            return report
+        num_skipped = self._learn_heads(batch, labels, delayed)
+        return replace(report, heads_skipped=num_skipped, policies_begun=tuple(self._heads.advance(delayed)))
+
+    def _step(
+        self, batch: EncodedBatch, labels: LabelBatch, cold_BT: npt.NDArray[np.bool_] | None = None
+    ) -> StepReport:
+        """Makes one step of the network. The numbers are the order of a step."""
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         scenario_B, label_BT, mask_BT = batch.scenario_B, labels.label_BT[order_B], labels.mask_BT[order_B]
         trained_BT, has_negative_MT = hold_back_positives(self._has_negative_MT, scenario_B, label_BT, mask_BT)
@@ -127,15 +186,23 @@ class Learner:
         leaf_UW = lookup.weight_UW.clone().requires_grad_()
         # 2 score: no dropout, no batch statistics, so one forward serves the score and the loss
         x = self._layout.inputs(leaf_UW, torch.from_numpy(lookup.index_N), batch)
-        logits_BT = self._net(x, row_offsets)
+        c_BC = self._net.representation(x, row_offsets)
+        logits_BT = self._net.task_logits(c_BC, row_offsets)
         # 3 (progressive metrics: the caller's, from the report's logits)
         # 4 loss
         lambda_BT = self._cell_weights()[scenario_B]
+        weight_BT, weighed = labels.weight_BT[order_B], None
+        if labels.delayed is not None:
+            weighed_BT = trained_BT if cold_BT is None else trained_BT & ~cold_BT[order_B]
+            weighed = self._policy_weights(
+                labels.delayed.take(order_B), label_BT, weighed_BT, logits_BT.detach(), c_BC.detach(), scenario_B
+            )
+            label_BT, weight_BT = weighed.target_BT, weight_BT * weighed.factor_BT
         loss, num_capped = multi_scenario_loss(
             logits_BT,
             torch.from_numpy(label_BT),
             torch.from_numpy(trained_BT),
-            torch.from_numpy(labels.weight_BT[order_B]),
+            torch.from_numpy(weight_BT),
             torch.from_numpy(lambda_BT),
             max_weight=self.config.loss.max_example_weight,
         )
@@ -167,6 +234,7 @@ class Learner:
             self._num_steps += 1
         return StepReport(
             logits_BT=_unsorted(logits_BT.detach(), order_B),
+            made=skipped is None,
             loss=loss.item(),
             grad_norm=grad_norm,
             skipped=skipped,
@@ -176,7 +244,59 @@ class Learner:
             rows_admitted=len(lookup.admissions.keys) if skipped is None else 0,
             weights_capped=num_capped,
             positives_held_back=int(mask_BT.sum() - trained_BT.sum()),
+            labels_weighed=weighed.num_weighed if weighed else 0,
+            labels_guarded=weighed.num_guarded if weighed else 0,
         )
+
+    def _policy_weights(
+        self,
+        delayed: DelayedLabels,
+        label_BT: npt.NDArray[np.float32],
+        weighed_BT: npt.NDArray[np.bool_],
+        logits_BT: Tensor,
+        c_BC: Tensor,
+        scenario_B: npt.NDArray[np.int64],
+    ) -> PolicyWeights:
+        """Returns what the policies make of the rows; no input and no output has a gradient."""
+
+        def estimates(policy: PolicyName, task: int, rows: npt.NDArray[np.int64]) -> dict[Estimate, Any]:
+            scenario = torch.from_numpy(scenario_B[rows])
+            return self._heads.estimates(policy, task, c_BC[torch.from_numpy(rows)], scenario, delayed.take(rows))
+
+        return policy_weights(delayed, label_BT, weighed_BT, logits_BT.sigmoid().numpy(), estimates)
+
+    def _learn_heads(self, batch: EncodedBatch, labels: LabelBatch, delayed: DelayedLabels) -> int:
+        """Learns auxiliary heads from settled rows. Returns for how many tasks that was not finite."""
+        heads_BT = delayed.needs_heads_BT() & delayed.settled_BT()
+        rows_B = np.flatnonzero(heads_BT.any(axis=1))
+        if not len(rows_B):
+            return 0
+        sorted_BC, order_B, _ = self._representation(batch.take(rows_B))
+        c_BC = torch.empty_like(sorted_BC)
+        c_BC[torch.from_numpy(order_B)] = sorted_BC
+        num_skipped = 0
+        for task in np.flatnonzero(heads_BT.any(axis=0)).tolist():
+            in_task = np.flatnonzero(heads_BT[rows_B, task])
+            rows = rows_B[in_task]
+            settled = SettledRows(
+                c_NC=c_BC[torch.from_numpy(in_task)],
+                scenario_N=torch.from_numpy(batch.scenario_B[rows]),
+                label_N=labels.label_BT[rows, task],
+                weight_N=np.minimum(labels.weight_BT[rows, task], self.config.loss.max_example_weight),
+                delay_ms_N=delayed.delay_ms_BT[rows, task],
+                observe_ms_N=delayed.observe_ms_BT[rows, task],
+                window_ms_N=delayed.window_ms_BT[rows, task],
+            )
+            num_skipped += not self._heads.learn(task, settled)
+        return num_skipped
+
+    def _representation(self, batch: EncodedBatch) -> tuple[Tensor, npt.NDArray[np.int64], list[int]]:
+        """Returns C of the rows sorted by scenario, their former places, and where each scenario starts."""
+        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
+        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._table.ids)
+        with torch.no_grad():
+            x = self._layout.inputs(self._table.weight, torch.from_numpy(rows_N), batch)
+            return self._net.representation(x, row_offsets), order_B, row_offsets
 
     def evict(self, keys: npt.NDArray[np.int64]) -> int:
         """Removes rows by key. Returns how many there were."""
@@ -193,6 +313,7 @@ class Learner:
         for name, parameter in self._parameters.items():
             for moment, tensor in self._adam.state.get(parameter, {}).items():
                 tensors[f"adam.{moment}.{name}"] = tensor.clone()
+        tensors |= {f"heads.{name}": tensor for name, tensor in self._heads.state().items()}
         tensors["loss.share_MT"] = torch.from_numpy(self._shares.share_MT.copy())
         tensors["loss.has_negative_MT"] = torch.from_numpy(self._has_negative_MT.copy())
         return tensors
@@ -229,6 +350,7 @@ class Learner:
             if moments["step"] is not None:
                 self._adam.state[parameter] = {m: tensor.clone() for m, tensor in moments.items() if tensor is not None}
         self._table.load_state(rows)
+        self._heads.load_state(_under("heads.", tensors))
         self._shares.share_MT = tensors["loss.share_MT"].numpy().copy()
         self._has_negative_MT = tensors["loss.has_negative_MT"].numpy().copy()
         self._shares.num_rows = int(meta["loss_rows"])
@@ -290,6 +412,23 @@ def check_same_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _no_step(num_tasks: int) -> StepReport:
+    """The report of a batch without a row for the network."""
+    return StepReport(
+        logits_BT=np.empty((0, num_tasks), np.float32),
+        made=False,
+        loss=0.0,
+        grad_norm=0.0,
+        skipped=None,
+        dense_clipped=False,
+        rows_clipped=0,
+        rows_touched=0,
+        rows_admitted=0,
+        weights_capped=0,
+        positives_held_back=0,
+    )
 
 
 def _unsorted(logits_BT: Tensor, order_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

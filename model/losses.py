@@ -27,6 +27,9 @@ class LossConfig:
     """Rows after which a row counts half in the running shares of the scenarios; greater than 0."""
     max_example_weight: float = 10.0
     """Example weights above it are cut to it and counted; greater than 0."""
+    aux_min_positives: int = 1_000
+    """Settled positives that a task's auxiliary heads learn from before its label policy takes over; until then it is
+    trained on settled labels, as under `wait`. For policies with such heads only (`docs/policies.md`); at least 1."""
     task_weights: dict[str, float] = field(default_factory=dict)
     """Weight of each task's loss, at least 0; a task not named has 1."""
 
@@ -36,6 +39,8 @@ class LossConfig:
         for name in ("half_life_rows", "max_example_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; greater than 0")
+        if self.aux_min_positives < 1:
+            raise ValueError(f"aux_min_positives: {self.aux_min_positives} is not allowed; at least 1")
         for task, weight in self.task_weights.items():
             if not weight >= 0:
                 raise ValueError(f"task_weights.{task}: {weight} is not allowed; at least 0")

@@ -11,6 +11,8 @@ class OptimConfig:
 
     dense_lr: float = 1e-3
     """Adam's learning rate of the network; greater than 0."""
+    aux_lr: float = 0.01
+    """Adam's learning rate of the auxiliary heads of some label policies; greater than 0."""
     row_lr: float = 0.05
     """Row-wise Adagrad's learning rate of the embedding rows; greater than 0."""
     row_eps: float = 1e-8
@@ -21,7 +23,7 @@ class OptimConfig:
     """Largest norm of one embedding row's gradient; greater than 0."""
 
     def __post_init__(self) -> None:
-        for name in ("dense_lr", "row_lr", "row_eps", "dense_clip", "row_clip"):
+        for name in ("dense_lr", "aux_lr", "row_lr", "row_eps", "dense_clip", "row_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; greater than 0")
 

@@ -1,10 +1,12 @@
-"""Progressive validation: each final label is scored once, by a score made before it was learned.
+"""Progressive validation: each settled label is scored once, by a score made before anything of it was learned.
 
 Letters: B rows, S scenarios, T tasks.
 
 Three series, kept apart: `served`, the score logged with the impression; `pre_step`, the trainer's own just before
 learning; and `counted`, the one that counts: served where the log has it, else pre-step. The mean distance of the first
-two is the train/serve skew.
+two is the train/serve skew. Under a policy that corrects labels later the truth comes in a row of its own (a settled
+kind), when the trainer may have learned the item already: there the pre-step score is that of the item's first
+emission, kept until then where none was served. A score of a repeated row is never a metric.
 
 Three spans: `lifetime` and `window` count a label when it is emitted. Under the `eager` policy positives are emitted up
 to a label window before the negatives of the same slates, so their edges mix early positives with old negatives: read
@@ -19,22 +21,28 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from model.delayed_labels import DelayedLabels, probability_logits
+from model.kept_scores import KeptScores
 from model.metrics import (
     MAX_LOGIT,
     Arrays,
     BoolArray,
     Figures,
+    Float64Array,
     Int64Array,
     ScoredLabels,
     Tally,
     logit_of,
     scored_labels,
 )
+from stream.schema import KIND_CODE
 
 SeriesName = Literal["counted", "served", "pre_step"]
 Span = Literal["lifetime", "window", "closed"]
 Report = dict[str, dict[str, Figures]]
 """Task -> "all" or scenario -> figures."""
+_TASK_FACTOR = np.int64(0x27D4EB2F165667C5)
+"""Keeps the tasks of one item apart; odd."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +56,12 @@ class MetricsConfig:
     cohort_ms: int = 10_000
     """Impressions of so many ms of event time are judged together when their labels are complete; at least 1.
     Never less than a twelfth of the longest label window, so that few cohorts are open at once."""
+    kept_scores: int = 1_000_000
+    """Pre-step scores that wait for their settled label, at most; only where a policy corrects labels later and the
+    log has no served score. About 70 bytes each; at least 1."""
 
     def __post_init__(self) -> None:
-        for name, least in (("window_labels", 1), ("window_buckets", 2), ("cohort_ms", 1)):
+        for name, least in (("window_labels", 1), ("window_buckets", 2), ("cohort_ms", 1), ("kept_scores", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")
 
@@ -148,6 +159,8 @@ class ProgressiveMetrics:
         self._series: dict[SeriesName, Series] = {name: Series(num_cells, config) for name in get_args(SeriesName)}
         self._cohorts = Cohorts(num_cells, max(config.cohort_ms, max_window_ms // 12))
         self._skew = np.zeros(2)  # n, sum of |served - pre-step| as probabilities
+        self._kept = KeptScores(config.kept_scores)
+        self._watermark_ms = self._settle_ms = self._num_unscored = 0
 
     def update(
         self,
@@ -155,30 +168,78 @@ class ProgressiveMetrics:
         scenario_B: Int64Array,
         impression_ms_B: Int64Array,
         label_BT: npt.NDArray[np.floating],
-        final_BT: BoolArray,
+        settled_BT: BoolArray,
         pre_step_logit_BT: npt.NDArray[np.floating],
         served_BT: npt.NDArray[np.floating],
+        first_BT: BoolArray | None = None,
+        delayed: DelayedLabels | None = None,
     ) -> None:
-        """Counts the final labels of a batch in, before the batch is learned.
+        """Counts the settled labels of a batch in, before the batch is learned.
 
-        `served_BT` holds probabilities, NaN where none was logged. Labels that are not final are not looked at.
+        `served_BT` holds probabilities, NaN where none was logged. Labels that are not settled are not looked at; with
+        `delayed` the scores of first emissions (`first_BT`) are kept.
         """
-        row, task = np.nonzero(final_BT)
-        label = label_BT[row, task].astype(np.float64)
-        cell = scenario_B[row] * len(self._tasks) + task
+        if delayed is not None and first_BT is not None:
+            is_kept_BT = first_BT & ~settled_BT & np.isnan(served_BT)
+            pre_step_logit_BT = self._first_scores(delayed, pre_step_logit_BT, settled_BT, is_kept_BT)
+        row, task = np.nonzero(settled_BT)
         pre_step = np.clip(pre_step_logit_BT[row, task].astype(np.float64), -MAX_LOGIT, MAX_LOGIT)
         served = logit_of(served_BT[row, task])
         has_served = ~np.isnan(served)
+        has_pre_step = ~np.isnan(pre_step)
+        if not has_pre_step.all():
+            has_score = has_served | has_pre_step
+            self._num_unscored += int((~has_score).sum())
+            row, task, pre_step, served = row[has_score], task[has_score], pre_step[has_score], served[has_score]
+            has_served, has_pre_step = has_served[has_score], has_pre_step[has_score]
+        label = label_BT[row, task].astype(np.float64)
+        cell = scenario_B[row] * len(self._tasks) + task
         counted = scored_labels(cell, label, np.where(has_served, served, pre_step))
         self._series["counted"].add(counted)
-        self._series["pre_step"].add(scored_labels(cell, label, pre_step))
+        own = scored_labels(cell[has_pre_step], label[has_pre_step], pre_step[has_pre_step])
+        self._series["pre_step"].add(own)
         self._series["served"].add(counted.take(has_served))
         self._cohorts.add(counted, impression_ms_B[row])
-        distance = np.abs(_sigmoid(served[has_served]) - _sigmoid(pre_step[has_served]))
+        both = has_served & has_pre_step
+        distance = np.abs(_sigmoid(served[both]) - _sigmoid(pre_step[both]))
         self._skew += (len(distance), distance.sum())
+
+    def _first_scores(
+        self,
+        delayed: DelayedLabels,
+        logit_BT: npt.NDArray[np.floating],
+        settled_BT: BoolArray,
+        is_kept_BT: BoolArray,
+    ) -> Float64Array:
+        """Keeps the scores of `is_kept_BT`. Returns logits of P(y=1), of settled cells those of their first emission.
+
+        NaN where none was kept.
+        """
+        first_logit_BT = probability_logits(delayed, logit_BT)
+        key_BT = delayed.key_B[:, None] + np.arange(len(self._tasks)) * _TASK_FACTOR
+        row, task = np.nonzero(is_kept_BT)
+        if len(row):
+            lasts_ms = np.maximum(delayed.window_ms_BT[row, task], self._settle_ms)
+            settles_ms = delayed.impression_ms_B[row] + lasts_ms
+            self._kept.keep(key_BT[row, task], first_logit_BT[row, task], settles_ms, self._watermark_ms)
+        # What is final is its own first emission.
+        is_later_BT = settled_BT & (delayed.kind_BT != KIND_CODE["final"])
+        first_logit_BT[is_later_BT] = self._kept.take(key_BT[is_later_BT])
+        return first_logit_BT
+
+    @property
+    def num_unscored(self) -> int:
+        """Settled labels that are in no figure, because no score of them is left."""
+        return self._num_unscored
+
+    @property
+    def num_scores_dropped(self) -> int:
+        """Kept scores that were refused for want of room, or given up because their label never came."""
+        return self._kept.num_dropped
 
     def advance(self, watermark_ms: int, settle_ms: int) -> None:
         """Closes the cohorts whose labels must all have arrived: `settle_ms` = longest label window + grace."""
+        self._watermark_ms, self._settle_ms = watermark_ms, settle_ms
         self._cohorts.advance(watermark_ms, settle_ms)
 
     def report(self, span: Span = "lifetime", series: SeriesName = "counted") -> Report:
@@ -206,7 +267,7 @@ class ProgressiveMetrics:
 
     @property
     def num_skew(self) -> int:
-        """How many final labels had both a served and a pre-step score."""
+        """How many settled labels had both a served and a pre-step score."""
         return int(self._skew[0])
 
     @property
@@ -216,7 +277,8 @@ class ProgressiveMetrics:
 
     def state(self) -> Arrays:
         """Returns all that is needed to go on exactly."""
-        arrays: Arrays = {"skew": self._skew.copy()}
+        clock = [self._watermark_ms, self._settle_ms, self._num_unscored]
+        arrays: Arrays = {"skew": self._skew.copy(), "clock": np.array(clock)}
         for name, part in self._parts():
             arrays |= {f"{name}/{key}": value for key, value in part.state().items()}
         return arrays
@@ -224,13 +286,15 @@ class ProgressiveMetrics:
     def load_state(self, state: Arrays) -> None:
         """Takes up the state of metrics with the same scenarios, tasks and config."""
         self._skew[:] = state["skew"]
+        self._watermark_ms, self._settle_ms, self._num_unscored = state["clock"].tolist()
         for name, part in self._parts():
             prefix = f"{name}/"
             part.load_state({key.removeprefix(prefix): a for key, a in state.items() if key.startswith(prefix)})
 
-    def _parts(self) -> Iterator[tuple[str, Series | Cohorts]]:
+    def _parts(self) -> Iterator[tuple[str, Series | Cohorts | KeptScores]]:
         yield from self._series.items()
         yield "cohorts", self._cohorts
+        yield "kept", self._kept
 
 
 def _sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -16,21 +16,30 @@ from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.hinet import HiNet
 from model.id_table import NO_ROW, IdTable
+from model.label_policy import served_probability
 from model.learner import check_same_shapes
-from stream.schema import SchemaConfig
+from stream.schema import PolicyName, SchemaConfig
 
 
 class ServingModel:
     """Scores rows. Safe to share between threads: nothing changes after construction."""
 
     def __init__(
-        self, encoder: FeatureEncoder, layout: InputLayout, net: HiNet, ids: IdTable, weight: Tensor, num_scenarios: int
+        self,
+        encoder: FeatureEncoder,
+        layout: InputLayout,
+        net: HiNet,
+        ids: IdTable,
+        weight: Tensor,
+        policies: tuple[PolicyName, ...],
+        num_scenarios: int,
     ) -> None:
         self.encoder = encoder
         self._layout = layout
         self._net = net
         self._ids = ids
         self._weight = weight
+        self._policies = policies
         self._num_scenarios = num_scenarios
 
     @classmethod
@@ -57,6 +66,7 @@ class ServingModel:
             net,
             IdTable(num_reserved=layout.num_reserved),
             torch.zeros(layout.num_reserved, config.embedding.width),
+            tuple(task.policy for task in schema.tasks.values()),
             len(schema.scenarios),
         )
         return empty.apply_delta(tensors)
@@ -86,7 +96,8 @@ class ServingModel:
         )
         net = copy.deepcopy(self._net)
         net.load_state_dict(dense)
-        return ServingModel(self.encoder, self._layout, net, *self._changed_rows(rows), self._num_scenarios)
+        ids, weight = self._changed_rows(rows)
+        return ServingModel(self.encoder, self._layout, net, ids, weight, self._policies, self._num_scenarios)
 
     def _changed_rows(self, rows: Mapping[str, Tensor]) -> tuple[IdTable, Tensor]:
         """Returns ids and weights after the evictions, then the changed rows; shares nothing that was written."""
@@ -121,7 +132,10 @@ class ServingModel:
         return self.encoder.encode_columns(columns)
 
     def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
-        """Returns the probabilities, [B, T] float32. A value without a row takes its field's default row."""
+        """Returns the probabilities, [B, T] float32. A value without a row takes its field's default row.
+
+        A task whose label policy settles elsewhere than at P(y=1) (`fnc`) is mapped back to it.
+        """
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
         with torch.inference_mode():
@@ -129,4 +143,7 @@ class ServingModel:
             probability_BT = self._net(x, row_offsets).sigmoid()
         result_BT = np.empty(tuple(probability_BT.shape), np.float32)
         result_BT[order_B] = probability_BT.numpy()
+        for task, policy in enumerate(self._policies):
+            if policy == "fnc":
+                result_BT[:, task] = served_probability(policy, result_BT[:, task])
         return result_BT

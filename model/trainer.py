@@ -19,7 +19,7 @@ from model.compatibility import differences, weights_depend_on
 from model.config import ModelConfig
 from model.examples import ExampleDecoder, TrainRows
 from model.exceptions import CheckpointMismatchError, ExampleError, TrainingDivergedError
-from model.learner import LabelBatch, Learner
+from model.learner import LabelBatch, Learner, StepReport
 from model.progressive import MetricsConfig, ProgressiveMetrics
 from model.publish import Identity, Progress, Publisher, PublishStats
 from model.snapshot import Manifest
@@ -104,6 +104,18 @@ class TrainerStats:
     """Example weights that were cut to their maximum."""
     positives_held_back: int = 0
     """Positive labels that were not learned, because their scenario and task had no negative yet."""
+    labels_weighed: int = 0
+    """Labels whose weight their label policy computed (`fnw`, `es_dfm` and others; `wait` and `eager` compute none)."""
+    labels_guarded: int = 0
+    """Those of them with an estimate or a weight outside its valid range, cut to it; above 1 % look for the cause."""
+    labels_unscored: int = 0
+    """Settled labels that are in no figure, because neither a served nor a kept score of them was there."""
+    scores_dropped: int = 0
+    """Kept scores that were refused for want of room, or given up because their settled label never came."""
+    heads_skipped: int = 0
+    """Batches whose settled labels the auxiliary heads of a task left out, because something was not finite."""
+    policies_begun: int = 0
+    """Tasks whose auxiliary heads have learned from enough positives, so that their policy took over from `wait`."""
 
 
 @dataclass(slots=True)
@@ -116,11 +128,24 @@ class TrainerGauges:
     """Of the last step: dense, before clipping."""
     watermark_ms: int = 0
     """Labels up to here are learned, in every partition that has brought any."""
+    guarded_share: float = 0.0
+    """Share of the weighed labels that were guarded, over all time."""
     checkpoint_ms: int = 0
     """How long the last checkpoint kept the trainer from training."""
 
 
-_KEPT_COUNTS = ("messages", "examples", "steps", "skipped", "dead_letters")
+_KEPT_COUNTS = (
+    "messages",
+    "examples",
+    "steps",
+    "skipped",
+    "dead_letters",
+    "labels_weighed",
+    "labels_guarded",
+    "labels_unscored",
+    "scores_dropped",
+    "policies_begun",
+)
 
 
 def _ignore_dead_letter(message: ExampleMessage, error: str) -> None:
@@ -289,30 +314,55 @@ class Trainer:
 
     def _step(self, rows: TrainRows, parts: list[Part]) -> None:
         labels = LabelBatch(
-            label_BT=rows.label_BT, mask_BT=rows.mask_BT, weight_BT=rows.weight_BT, first_BT=rows.first_BT
+            label_BT=rows.label_BT,
+            mask_BT=rows.mask_BT,
+            weight_BT=rows.weight_BT,
+            first_BT=rows.first_BT,
+            delayed=rows.delayed,
         )
         report = self.learner.learn(rows.batch, labels)
         self.stats.examples += rows.num_rows
         if report.skipped is not None:
             self._skipped(report.skipped, parts)
             return
-        self.stats.steps += 1
         self._skipped_in_row = 0
         self.metrics.update(
             scenario_B=rows.batch.scenario_B,
             impression_ms_B=rows.impression_ms_B,
             label_BT=rows.label_BT,
-            final_BT=rows.final_BT,
+            settled_BT=rows.settled_BT,
             pre_step_logit_BT=report.logits_BT,
             served_BT=rows.served_BT,
+            first_BT=rows.first_BT,
+            delayed=rows.delayed,
         )
-        self.gauges.loss, self.gauges.grad_norm = report.loss, report.grad_norm
+        if report.made:
+            self.stats.steps += 1
+            self.gauges.loss, self.gauges.grad_norm = report.loss, report.grad_norm
         self.stats.dense_clipped += report.dense_clipped
         self.stats.weights_capped += report.weights_capped
         self.stats.positives_held_back += report.positives_held_back
+        if rows.delayed is not None:
+            self._count_delayed(report, parts)
         if self._publisher is not None:
             feedback_ms_BE = rows.feedback_ms_BT[:, self._eager_T]
             self._publisher.feedback.add(feedback_ms_BE[feedback_ms_BE >= 0])
+
+    def _count_delayed(self, report: StepReport, parts: list[Part]) -> None:
+        """Counts what only policies that correct labels later have."""
+        stats = self.stats
+        stats.labels_weighed += report.labels_weighed
+        stats.labels_guarded += report.labels_guarded
+        stats.heads_skipped += report.heads_skipped
+        stats.policies_begun += len(report.policies_begun)
+        stats.labels_unscored = self.metrics.num_unscored
+        stats.scores_dropped = self.metrics.num_scores_dropped
+        self.gauges.guarded_share = stats.labels_guarded / stats.labels_weighed if stats.labels_weighed else 0.0
+        for task in report.policies_begun:
+            where = ", ".join(f"{part.partition}@{part.offset}" for part in parts)
+            logger.info(
+                "Auxiliary heads have learned enough, the policy begins task=%s partition@offset=%s", task, where
+            )
 
     def _skipped(self, reason: str, parts: list[Part]) -> None:
         self.stats.skipped += 1

@@ -68,7 +68,7 @@ def test_rows_carry_labels_masks_scores_and_times() -> None:
     assert rows.impression_ms_B.tolist() == [1_000] * 3 + [2_000] * 2
     clicked = slates[0].columns["click"].label + slates[1].columns["click"].label
     assert rows.label_BT[:, 0].tolist() == clicked
-    assert rows.mask_BT.tolist() == rows.final_BT.tolist() == rows.first_BT.tolist()
+    assert rows.mask_BT.tolist() == rows.settled_BT.tolist() == rows.first_BT.tolist()
     assert rows.mask_BT[:, 0].all()
     assert rows.mask_BT[:, 1].tolist() == [True] * 3 + [False] * 2
     assert (rows.weight_BT == 1.0).all()
@@ -129,6 +129,11 @@ def test_weight_is_sampling_weight_times_the_ratio_of_positives() -> None:
         (with_metadata("schema_hash", "beef"), "schema_hash: 'beef' is not this run's"),
         (with_metadata("policy.click", policy(name="guess")), "policy.click: 'guess' is not one of wait, eager"),
         (with_metadata("policy.click", "{"), "policy.click: "),
+        (
+            with_metadata("policy.click", policy(name="es_dfm")),
+            "policy.click: observe_ms None is not allowed; policy es_dfm needs 1 to below window_ms",
+        ),
+        (with_metadata("policy.click", policy(name="defer", observe_ms=60_000)), "observe_ms 60000 is not allowed"),
         (with_metadata("policy.click", policy(window_ms="long")), "policy.click: Expected `int`"),
         (lambda table: table.drop_columns(["label.click"]), "label.click: the column is missing"),
         (with_list("label.click", [[0, 1, 2]], pa.int8()), "label: only 0 and 1 are allowed"),

@@ -31,7 +31,7 @@ def update(
         scenario_B=np.full(len(labels), scenario),
         impression_ms_B=np.full(len(labels), at_ms),
         label_BT=np.stack([labels, np.full(len(labels), np.nan)], axis=1).astype(np.float32),
-        final_BT=np.stack([np.full(len(labels), final), np.zeros(len(labels), bool)], axis=1),
+        settled_BT=np.stack([np.full(len(labels), final), np.zeros(len(labels), bool)], axis=1),
         pre_step_logit_BT=np.full(shape, logit, np.float32),
         served_BT=np.full(shape, served, np.float32),
     )

@@ -29,7 +29,7 @@ LOG[1].insert(0, b"")
 EVERY_BATCH = replace(CONFIG, checkpoint_interval_ms=1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
