@@ -253,7 +253,7 @@ def decode_sequence(data: bytes) -> Sequence:
 def _define(name: str, fields: dict[str, Any], ids: tuple[str, ...], nested: dict[str, _WireForm]) -> _WireForm:
     """Returns the form of a struct that depends on the schema. A field is its type, or (type, default)."""
     specs = [(key, *spec) if isinstance(spec, tuple) else (key, spec) for key, spec in fields.items()]
-    return _WireForm(msgspec.defstruct(name, specs, forbid_unknown_fields=True), ids, nested)
+    return _WireForm(msgspec.defstruct(name, specs, forbid_unknown_fields=True, gc=False), ids, nested)
 
 
 def _feature_form(name: str, features: dict[str, FeatureConfig], *, is_column: bool = False) -> _WireForm:

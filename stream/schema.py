@@ -18,7 +18,8 @@ RequestId = NewType("RequestId", str)
 FeatureValue = str | int | float | list[str | int] | None
 
 
-class Items(msgspec.Struct, omit_defaults=True):
+# Events hold no cycles: unknown to the collector they are smaller, and it has less to walk through.
+class Items(msgspec.Struct, omit_defaults=True, gc=False):
     """The shown items as columns of equal length; the order of `id` is the position shown."""
 
     id: list[str]
@@ -33,7 +34,7 @@ class Items(msgspec.Struct, omit_defaults=True):
     """Probability with which the logging policy showed each item where it stood."""
 
 
-class Served(msgspec.Struct, omit_defaults=True):
+class Served(msgspec.Struct, omit_defaults=True, gc=False):
     """What answered the request: snapshot and blender version, the weights used, and whether they were a draw."""
 
     snapshot: int = 0
@@ -50,7 +51,7 @@ class Served(msgspec.Struct, omit_defaults=True):
     """Time of the request minus the watermark of the snapshot."""
 
 
-class Sequence(msgspec.Struct, omit_defaults=True):
+class Sequence(msgspec.Struct, omit_defaults=True, gc=False):
     """The user's last actions as serving saw them, newest first, as columns of equal length."""
 
     item_id: list[str] = []
@@ -61,7 +62,7 @@ class Sequence(msgspec.Struct, omit_defaults=True):
     """Event times of the actions."""
 
 
-class Candidates(msgspec.Struct, omit_defaults=True):
+class Candidates(msgspec.Struct, omit_defaults=True, gc=False):
     """Scored items that were not shown; logged on explored requests only."""
 
     id: list[str] = []
@@ -70,7 +71,7 @@ class Candidates(msgspec.Struct, omit_defaults=True):
     """Task scores by task."""
 
 
-class Impression(msgspec.Struct, omit_defaults=True):
+class Impression(msgspec.Struct, omit_defaults=True, gc=False):
     """One slate as shown. `ts` is its event time in ms."""
 
     request_id: str
@@ -97,7 +98,7 @@ class Impression(msgspec.Struct, omit_defaults=True):
     """Version of this schema."""
 
 
-class Feedback(msgspec.Struct, omit_defaults=True):
+class Feedback(msgspec.Struct, omit_defaults=True, gc=False):
     """One action of a user on one item of a slate. `ts` is its event time in ms."""
 
     request_id: str
