@@ -1,0 +1,390 @@
+"""Spilled state and snapshots change what a joiner costs, never what it says."""
+
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream.emission import ItemLabel, JoinCounters
+from stream.exceptions import LocalStoreError
+from stream.join import JoinCore, Resume
+from stream.log import EXAMPLES, IMPRESSIONS, TopicPartition
+from stream.schema import Feedback, Impression, SchemaConfig, TaskConfig
+from stream.snapshot_record import SnapshotRecord
+from stream.spill import Spill, SpillConfig, TakenUp
+from stream.state import Held, Slate
+from tests.stream import test_join_recovery as recovery
+from tests.stream.build import did, schema, shown
+from tests.stream.cluster import Cluster
+from tests.stream.test_join_recovery import END, Process, Step, check_counters, check_labels, runs, schemas, state
+from tests.stream.test_joiner import CONFIG, SCHEMA, expected_labels, traffic
+
+FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""A folder in memory: RocksDB waits for the disk whenever it opens a store."""
+PARTITION = TopicPartition(IMPRESSIONS, 0)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(dir=FAST))
+    yield path
+    shutil.rmtree(path)
+
+
+def config(folder: Path, **more: int) -> SpillConfig:
+    return SpillConfig(directory=str(folder), **({"hot_items": 4, "store_mib": 16, "snapshot_interval_ms": 1} | more))
+
+
+def record(resume: Resume, *, labels: str = "labels", lineage: str = "life") -> SnapshotRecord:
+    return SnapshotRecord(
+        labels=labels,
+        lineage=lineage,
+        next_impression=resume.next_impression,
+        next_feedback=resume.next_feedback,
+        watermark_ms=resume.watermark_ms,
+    )
+
+
+def taken_up(spill: Spill, resume: Resume = Resume(), *, labels: str = "labels", lineage: str = "life") -> TakenUp:
+    return spill.take_up(PARTITION, resume, labels, lineage)
+
+
+@settings(max_examples=60, deadline=None)
+@given(schemas(), runs(), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_a_snapshot_and_a_replay_of_the_rest_rebuild_the_state_and_repeat_nothing(
+    schema: SchemaConfig, run: tuple[list[Impression], list[Feedback], list[Step]], hot_items: int, rng: Any
+) -> None:
+    """The recovery test of the core, with tiny budgets and snapshots of some commits only."""
+    impressions, feedback, steps = run
+    folder = Path(tempfile.mkdtemp(dir=FAST))
+    spill = Spill(config(folder, hot_items=hot_items))
+    core = JoinCore(schema, recovery.CONFIG, state=taken_up(spill).state)
+    process = Process(core, Resume(), 0, 0)
+    committed: Counter[ItemLabel] = Counter()
+    resume, oldest = Resume(), (0, 0)
+    counted = JoinCounters()
+    at_commit = state(process.core, [])
+    for step in [*steps, "commit", "crash", *(["impression", "feedback"] * 30), END, "commit"]:
+        if step == "crash":
+            taken = taken_up(spill, resume)
+            start = oldest
+            if taken.record is not None:
+                start = max(start[0], taken.record.next_impression), max(start[1], taken.record.next_feedback)
+            process = Process(JoinCore(schema, recovery.CONFIG, resume, taken.state), resume, *start)
+            while not process.is_caught_up():
+                is_impression = process.next_impression < resume.next_impression and (
+                    process.next_feedback >= resume.next_feedback or rng.random() < 0.5
+                )
+                process.read(impressions, feedback, is_impression=is_impression)
+            assert process.labels == [], "all of it is committed already"
+            assert state(process.core, impressions[: process.next_impression]) == at_commit
+            assert process.core.counters == JoinCounters(), "replay counts nothing"
+        elif step == "commit":
+            committed.update(process.labels)
+            process.labels.clear()
+            counted.add(process.core.counters)
+            process.core.counters = JoinCounters()
+            resume = Resume(process.next_impression, process.next_feedback, process.core.watermark_ms)
+            oldest = process.core.oldest_needed(process.next_impression, process.next_feedback)
+            at_commit = state(process.core, impressions[: process.next_impression])
+            if rng.random() < 0.5:
+                spill.save(PARTITION, record(resume))
+        elif isinstance(step, int):
+            process.advance(step)
+        else:
+            process.read(impressions, feedback, is_impression=step == "impression")
+    check_labels(schema, committed, impressions, feedback)
+    check_counters(counted, committed, len(impressions), len(feedback))
+    assert process.core.oldest_needed(99, 99) == (99, 99), "nothing stays needed for ever"
+    spill.close()
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=40, deadline=None)
+@given(schemas(), runs(), st.integers(1, 9))
+def test_a_core_with_spilled_state_says_what_one_with_all_in_memory_says(
+    schema: SchemaConfig, run: tuple[list[Impression], list[Feedback], list[Step]], hot_items: int
+) -> None:
+    impressions, feedback, steps = run
+    folder = Path(tempfile.mkdtemp(dir=FAST))
+    spill = Spill(config(folder, hot_items=hot_items))
+    cores = [JoinCore(schema, recovery.CONFIG), JoinCore(schema, recovery.CONFIG, state=taken_up(spill).state)]
+    processes = [Process(core, Resume(), 0, 0) for core in cores]
+    for step in [*steps, *(["impression", "feedback"] * 30), END]:
+        for process in processes:
+            if isinstance(step, int):
+                process.advance(step)
+            elif step in ("impression", "feedback"):
+                process.read(impressions, feedback, is_impression=step == "impression")
+        assert Counter(processes[0].labels) == Counter(processes[1].labels)
+        assert cores[0].oldest_needed(99, 99) == cores[1].oldest_needed(99, 99)
+    assert cores[0].counters == cores[1].counters
+    spill.close()
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sets(st.integers(0, 400), max_size=8),
+    st.lists(
+        st.tuples(st.integers(0, 45), st.sampled_from(["start", "kill"]), st.sampled_from(["one", "two"])), max_size=6
+    ),
+)
+def test_crashes_and_rebalances_change_nothing(
+    seed: int, crash_at: set[int], changes: list[tuple[int, str, str]]
+) -> None:
+    """Each joiner has a folder of its own, in which snapshots of partitions grow old while another one owns them."""
+    folder = Path(tempfile.mkdtemp(dir=FAST))
+    cluster = Cluster(SCHEMA, CONFIG, spill=config(folder))
+    cluster.crashes.crash_at = crash_at
+    waiting = traffic(seed)
+    expected = expected_labels(waiting)
+    tick = 0
+    while waiting:
+        for at, change, name in changes:
+            if at == tick and change == "start" and name not in cluster.joiners:
+                cluster.start(name)
+            elif at == tick and change == "kill" and name in cluster.joiners:
+                cluster.kill(name)
+        cluster.now_ms += 700
+        while waiting and waiting[0][0] <= cluster.now_ms:
+            cluster.send(waiting.pop(0)[1])
+        cluster.turn()
+        tick += 1
+    if not cluster.joiners:
+        cluster.start()
+    cluster.settle()
+    assert cluster.labels() == expected
+    for spill in cluster.spills.values():
+        spill.close()
+    shutil.rmtree(folder)
+
+
+def ratios(cluster: Cluster) -> Counter[Any]:
+    """Returns each emission of task `click` with its traffic ratios."""
+    import pyarrow as pa
+
+    found: Counter[Any] = Counter()
+    for message in cluster.messages(EXAMPLES):
+        for row in pa.ipc.open_stream(message.value).read_all().to_pylist():
+            found[repr((row["request_id"], row["item_id"], row["kind.click"], row["ratio.click"]))] += 1
+    return found
+
+
+def test_traffic_ratios_go_on_from_a_snapshot(folder: Path) -> None:
+    tasks = schema(click=TaskConfig(action="click", window_ms=10_000, policy="eager", traffic_ratio=True))
+    runs = []
+    for name, crash_every in (("calm", 10**6), ("crashing", 7)):
+        cluster = Cluster(tasks, CONFIG, num_partitions=1, spill=config(folder / name))
+        cluster.start()
+        for second in range(60):
+            cluster.now_ms += 1_000
+            for number in range(1 + second // 20):
+                request = f"r{second}.{number}"
+                cluster.send(shown(request, at=cluster.now_ms), did(at=cluster.now_ms + 5, on=request))
+            cluster.turn()
+            if second % crash_every == crash_every - 1:
+                cluster.kill()
+                cluster.start()
+                cluster.turn()
+        cluster.settle()
+        assert len({repr(ratio) for ratio in ratios(cluster)}) > 60
+        runs.append(ratios(cluster))
+        for spill in cluster.spills.values():
+            spill.close()
+    assert runs[0] == runs[1]
+
+
+def test_a_restart_reads_only_what_came_after_the_snapshot(folder: Path) -> None:
+    cluster = Cluster(schema(), CONFIG, num_partitions=1, spill=config(folder))
+    cluster.start()
+    cluster.send(*(shown(f"r{number}", at=number) for number in range(50)))
+    for _ in range(3):
+        cluster.now_ms += 200
+        cluster.turn()
+    cluster.kill()
+    read: list[int] = []
+    joiner = cluster.start()
+    observe = joiner._decoder.impression
+    joiner._decoder.impression = lambda data: (read.append(1), observe(data))[1]  # type: ignore[method-assign, func-returns-value]
+    cluster.send(did(at=60, on="r7"))
+    cluster.now_ms += 200
+    cluster.turn()
+    pair = joiner.pairs[0]
+    assert (len(read), pair.core.state.num_slates, pair.core.oldest_needed(50, 1)) == (0, 50, (0, 1))
+    cluster.settle()
+    assert cluster.labels()[("r7", "a", "click", "final", 1, 53)] == 1
+    assert cluster.labels().total() == 50
+
+
+def saved(folder: Path, *, num_slates: int = 3, times: int = 1) -> Path:
+    """Writes snapshots of a state; returns the newest."""
+    spill = Spill(config(folder))
+    state = taken_up(spill).state
+    for number in range(num_slates):
+        state.add(Slate(shown(f"r{number}", at=number), number), due_ms=100)
+    for _ in range(times):
+        spill.save(PARTITION, record(Resume(num_slates, 0, 5)))
+    spill.close()
+    return max((folder / IMPRESSIONS / "0").glob("snapshot-*"))
+
+
+COMMITTED = Resume(next_impression=9, next_feedback=9, watermark_ms=50)
+
+
+@pytest.mark.parametrize(
+    ("resume", "labels", "lineage", "num_slates"),
+    [
+        (COMMITTED, "labels", "life", 3),
+        (Resume(3, 0, 5), "labels", "life", 3),
+        (Resume(2, 9, 50), "labels", "life", 0),
+        (Resume(9, -1, 50), "labels", "life", 0),
+        (Resume(9, 9, 4), "labels", "life", 0),
+        (COMMITTED, "other settings", "life", 0),
+        (COMMITTED, "labels", "another life", 0),
+    ],
+    ids=["older", "same commit", "impressions", "feedback", "watermark", "settings", "log"],
+)
+def test_a_snapshot_fits_what_is_committed_or_is_not_used(
+    folder: Path, resume: Resume, labels: str, lineage: str, num_slates: int
+) -> None:
+    saved(folder)
+    spill = Spill(config(folder))
+    taken = taken_up(spill, resume, labels=labels, lineage=lineage)
+    assert (taken.state.num_slates, taken.record is not None) == (num_slates, num_slates > 0)
+    assert spill.num_rejected == 0
+    spill.close()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("pattern", ["record", "MANIFEST-*", "*.sst"])
+def test_a_damaged_snapshot_is_never_taken_for_a_state(
+    folder: Path, pattern: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = saved(folder, num_slates=30, times=2)
+    file = max(newest.glob(pattern))
+    shutil.copyfile(file, folder / "copy")  # tables are linked: damage this snapshot's alone
+    file.unlink()
+    shutil.copyfile(folder / "copy", file)
+    damage(file)
+    spill = Spill(config(folder))
+    taken = taken_up(spill, Resume(30, 0, 5))
+    assert taken.record is not None
+    if spill.num_rejected:
+        assert "cannot be used" in caplog.text
+        assert sorted(slate.offset for slate in taken.state.slates()) == list(range(30)), "the one before"
+    else:  # a table that is whole but for one bit: found when the bit is read
+        with pytest.raises(LocalStoreError, match="Corruption"):
+            list(taken.state.slates())
+        taken = taken_up(spill, Resume(30, 0, 5))
+        assert (taken.record, taken.state.num_slates, spill.num_rejected) == (None, 0, 2), "tables may be shared"
+    spill.close()
+
+
+def test_a_snapshot_that_was_not_finished_is_not_used(folder: Path) -> None:
+    newest = saved(folder)
+    (newest / "record").unlink()
+    (newest.parent / "snapshot-00000002.tmp").mkdir()
+    spill = Spill(config(folder))
+    assert (taken_up(spill, COMMITTED).record, spill.num_rejected) == (None, 1)
+    assert sorted(path.name for path in newest.parent.iterdir()) == ["live", newest.name]
+    spill.close()
+
+
+def test_the_last_two_snapshots_are_kept(folder: Path) -> None:
+    newest = saved(folder, times=5)
+    assert newest.name == "snapshot-00000005"
+    assert sorted(path.name for path in newest.parent.glob("snapshot-*")) == ["snapshot-00000004", newest.name]
+
+
+def test_the_budget_is_shared_by_the_partitions(folder: Path) -> None:
+    spill = Spill(config(folder, hot_items=400))
+    first = spill.take_up(TopicPartition(IMPRESSIONS, 0), Resume(), "labels", "life").state
+    for number in range(1_000):
+        first.add(Slate(shown(f"r{number}"), number), due_ms=100)
+        first.hold(Held(did(at=1, on=f"q{number}"), number, is_new=True), expiry_ms=100)
+    assert (300 <= first.hot_items <= 400, first.num_slates, first.num_pending) == (True, 1_000, 1_000)
+    spill.take_up(TopicPartition(IMPRESSIONS, 1), Resume(), "labels", "life")
+    first.add(Slate(shown("one more"), 1_000), due_ms=100)
+    first.hold(Held(did(at=1, on="one more"), 1_000, is_new=True), expiry_ms=100)
+    assert first.hot_items <= 200
+    spill.drop(TopicPartition(IMPRESSIONS, 1))
+    assert list(spill.states) == [PARTITION]
+    spill.close()
+
+
+def test_a_folder_is_for_one_process(folder: Path) -> None:
+    spill = Spill(config(folder))
+    with pytest.raises(LocalStoreError, match="in use by another process; give each joiner a folder of its own"):
+        Spill(config(folder))
+    spill.close()
+    Spill(config(folder)).close()
+
+
+def test_a_folder_that_cannot_be_made_is_named(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(LocalStoreError, match=r"spill.directory: .*/file/below cannot be used: Not a directory$"):
+        Spill(config(folder / "file" / "below"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hot_items", 0, "hot_items: 0 is not allowed; at least 1"),
+        ("store_mib", 15, "store_mib: 15 is not allowed; at least 16"),
+        ("snapshot_interval_ms", 0, "snapshot_interval_ms: 0 is not allowed; at least 1"),
+        ("directory", "", "directory: must not be empty"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpillConfig(**{field: value})
+
+
+DISK_IS_FULL = """
+import os, sys
+from pathlib import Path
+from stream.exceptions import LocalStoreError
+from stream.local_store import LocalStore, StoreMemory
+store = LocalStore(Path(sys.argv[1]), StoreMemory(16))
+try:
+    for number in range(1_000):
+        store.write([(b"%d.%d" % (number, part), os.urandom(1_000)) for part in range(100)])
+        if number == 20:
+            store.checkpoint(Path(sys.argv[1]).with_name("snapshot"))
+except LocalStoreError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_line(folder: Path) -> None:
+    """No file may exceed a megabyte here, which to RocksDB is one more way in which a disk takes no more."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    argv = [sys.executable, "-c", DISK_IS_FULL, str(folder / "live")]
+    done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=limit, check=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{folder}/live: IO error: "), line
+    assert line.endswith("make room on the disk or replace it, then start again")
