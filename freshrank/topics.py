@@ -105,10 +105,10 @@ def verify(run: RunConfig, as_json: bool) -> None:
     from stream.topics import describe_topics, num_brokers
 
     infos = describe_topics(run.kafka)
-    problems = setting_problems(
-        run.kafka, infos, keep_ms=replay_span_ms(run.schema, run.join), num_brokers=num_brokers(run.kafka)
-    )
-    unknown = unknown_settings(infos)
+    brokers = num_brokers(run.kafka)
+    keep_ms = replay_span_ms(run.schema, run.join)
+    problems = setting_problems(run.kafka, infos, keep_ms=keep_ms, num_brokers=brokers)
+    unknown = unknown_settings(infos, brokers)
     if as_json:
         _print({"ok": not problems, "problems": problems, "not_checked": unknown})
     else:

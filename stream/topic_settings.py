@@ -21,10 +21,13 @@ _ENOUGH_COPIES = 3
 """From here on a write can wait for a second copy and still go on while one broker is down."""
 
 
-def setting_problems(config: KafkaConfig, infos: Sequence[TopicInfo], *, keep_ms: int, num_brokers: int) -> list[str]:
+def setting_problems(
+    config: KafkaConfig, infos: Sequence[TopicInfo], *, keep_ms: int, num_brokers: int | None
+) -> list[str]:
     """Returns a sentence for each requirement that a topic does not meet; none if all is well.
 
-    `keep_ms` is how long inputs are needed: the longest label window with all that is added to it.
+    `keep_ms` is how long inputs are needed: the longest label window with all that is added to it. Without
+    `num_brokers`, copies are not asked for.
     """
     problems = [
         f"topic {info.name} does not exist: create it with `freshrank topics create`"
@@ -42,9 +45,9 @@ def setting_problems(config: KafkaConfig, infos: Sequence[TopicInfo], *, keep_ms
     return problems
 
 
-def unknown_settings(infos: Sequence[TopicInfo]) -> list[str]:
-    """Returns a sentence for each topic of which the broker does not tell what would have to be checked."""
-    sentences = []
+def unknown_settings(infos: Sequence[TopicInfo], num_brokers: int | None) -> list[str]:
+    """Returns a sentence for what would have to be checked and the broker does not tell."""
+    sentences = [] if num_brokers is not None else ["the broker does not tell how many there are: copies not checked"]
     for info in infos:
         told = {
             "retention.ms": info.retention_ms,
@@ -73,10 +76,10 @@ def _size(info: TopicInfo) -> Iterator[str]:
         )
 
 
-def _copies(info: TopicInfo, num_brokers: int) -> Iterator[str]:
+def _copies(info: TopicInfo, num_brokers: int | None) -> Iterator[str]:
     """A single broker has nothing to copy to; with more, losing one must lose nothing and stop nothing."""
     copies, least = info.replication_factor, info.min_insync_replicas
-    if num_brokers > 1 and copies < 2:
+    if num_brokers is not None and num_brokers > 1 and copies < 2:
         yield f"topic {info.name} has {copies} copy on a cluster of {num_brokers} brokers: raise its replication factor"
     if least is not None and copies >= 2 and least >= copies:
         yield (

@@ -1,14 +1,21 @@
 """The topics of a run: create them, look at them, say what does not fit, and how far a group is behind."""
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from kafka import IsolationLevel, KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType, NewTopic, OffsetSpec
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorError,
+    TopicAlreadyExistsError,
+)
 
 from stream.exceptions import CopartitionError, LogUnavailableError
 from stream.kafka_python_client import build_client, common_settings
@@ -18,6 +25,8 @@ from stream.offsets import Progress
 _LOG = logging.getLogger(__name__)
 
 _TIMEOUT_MS = 10_000
+_COORDINATOR_ATTEMPTS = 20
+_COORDINATOR_WAIT_S = 0.5
 _SETTINGS = ("retention.ms", "cleanup.policy", "max.message.bytes", "min.insync.replicas")
 
 
@@ -82,10 +91,13 @@ def describe_topics(config: KafkaConfig) -> list[TopicInfo]:
         return _describe(admin, config)
 
 
-def num_brokers(config: KafkaConfig) -> int:
-    """Returns how many brokers the cluster has."""
+def num_brokers(config: KafkaConfig) -> int | None:
+    """Returns how many brokers the cluster has; None if it does not say (Kafka before 2.8, the embedded broker)."""
     with _admin(config) as admin:
-        return len(admin.describe_cluster()["brokers"])
+        try:
+            return len(admin.describe_cluster()["brokers"])
+        except KeyError:  # kafka-python misreads the answer of those that do not know the question
+            return None
 
 
 def check_partitions(infos: Sequence[TopicInfo]) -> None:
@@ -120,7 +132,7 @@ def topic_lag(config: KafkaConfig, group_id: str) -> dict[TopicPartition, Lag]:
     A joiner commits the oldest offset it would need for a restart; how far it has read is in the metadata.
     """
     with _admin(config) as admin:
-        committed = admin.list_group_offsets(group_id)[group_id]
+        committed = _group_offsets(admin, group_id)
         if not committed:
             return {}
         ends = admin.list_partition_offsets(
@@ -132,6 +144,16 @@ def topic_lag(config: KafkaConfig, group_id: str) -> dict[TopicPartition, Lag]:
         )
         for partition, found in committed.items()
     }
+
+
+def _group_offsets(admin: KafkaAdminClient, group_id: str) -> Any:
+    """Returns what a group has committed; waits while a cluster that is asked for the first time makes room for it."""
+    for _ in range(_COORDINATOR_ATTEMPTS - 1):
+        try:
+            return admin.list_group_offsets(group_id)[group_id]
+        except (CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError):
+            time.sleep(_COORDINATOR_WAIT_S)
+    return admin.list_group_offsets(group_id)[group_id]
 
 
 def _next_offset(offset: int, metadata: str) -> int:

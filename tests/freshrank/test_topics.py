@@ -31,6 +31,7 @@ class Topics:
 
     def json(self, command: str) -> Any:
         result = self.run(command, "--json")
+        assert result.stdout, result.output
         return json.loads(result.stdout)
 
 
@@ -46,7 +47,8 @@ def apache_topics(apache_broker: str) -> Topics:
 
 def test_topics_are_created_described_and_verified(topics: Topics) -> None:
     names = [topics.prefix + topic for topic in TOPICS]
-    assert topics.run("verify").exit_code == ExitCode.USAGE
+    missing = topics.run("verify")
+    assert missing.exit_code == ExitCode.USAGE, missing.output
     assert topics.json("verify")["problems"] == [
         f"topic {name} does not exist: create it with `freshrank topics create`" for name in names
     ]

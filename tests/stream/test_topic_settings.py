@@ -18,13 +18,13 @@ def infos(topic: str = "", **changed: Any) -> list[TopicInfo]:
     return [fine._replace(name=name, **(changed if name == topic else {})) for name in TOPICS]
 
 
-def problems(found: list[TopicInfo], num_brokers: int = 3) -> list[str]:
+def problems(found: list[TopicInfo], num_brokers: int | None = 3) -> list[str]:
     return setting_problems(KafkaConfig(), found, keep_ms=KEEP_MS, num_brokers=num_brokers)
 
 
 def test_topics_that_fit_have_no_problem() -> None:
     assert problems(infos()) == []
-    assert unknown_settings(infos()) == []
+    assert unknown_settings(infos(), num_brokers=3) == []
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,17 @@ def test_what_does_not_fit_is_one_sentence_with_its_remedy(topic: str, changed: 
         ("impressions", {"retention_ms": -1}, 3),
         ("impressions", {"replication_factor": 1, "min_insync_replicas": 1}, 1),
         ("impressions", {"replication_factor": 2, "min_insync_replicas": 1}, 2),
+        ("impressions", {"replication_factor": 1, "min_insync_replicas": 1}, None),
     ],
 )
-def test_what_is_allowed(topic: str, changed: dict[str, Any], num_brokers: int) -> None:
+def test_what_is_allowed(topic: str, changed: dict[str, Any], num_brokers: int | None) -> None:
     assert problems(infos(topic, **changed), num_brokers) == []
 
 
 def test_what_the_broker_does_not_tell_is_said_and_is_no_problem() -> None:
     found = infos("feedback", cleanup_policy=None, min_insync_replicas=None)
     assert problems(found) == []
-    assert unknown_settings(found) == [
-        "topic feedback: the broker does not tell cleanup.policy, min.insync.replicas: not checked"
+    assert unknown_settings(found, num_brokers=None) == [
+        "the broker does not tell how many there are: copies not checked",
+        "topic feedback: the broker does not tell cleanup.policy, min.insync.replicas: not checked",
     ]
