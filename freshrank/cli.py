@@ -35,6 +35,7 @@ COMMANDS = {
     "verify-join": CommandRow(
         "freshrank.verify_join:verify_join", "Verifies the joiner's labels: lost, double, contradictory, wrong."
     ),
+    "study": CommandRow("freshrank.study:study", "Measures parts of the product in synthetic worlds with known truth."),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
     "snapshot": CommandRow("freshrank.snapshot:snapshot", "Shows the published snapshots."),
     "checkpoint": CommandRow("freshrank.checkpoint:checkpoint", "Shows the trainer's checkpoints."),

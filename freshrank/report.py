@@ -1,4 +1,4 @@
-"""The HTML page of a replay: one file, no outside assets. Pure: figures in, text out."""
+"""The HTML page of a replay, and what pages are made of: one file, no outside assets. Pure: figures in, text out."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -52,8 +52,13 @@ def replay_page(result: Mapping[str, Any]) -> str:
     body += ["<h2>Join</h2>", _join_table(result["join"]), "<h2>Training</h2>", _training_table(result)]
     if result["unknown_fields"]:
         body += ["<h2>Fields that the schema does not know</h2>", _unknown_table(result["unknown_fields"])]
+    return page("freshrank replay", body)
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """Returns an HTML page of some parts, which are markup already."""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>freshrank replay</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
     )
@@ -62,8 +67,8 @@ def replay_page(result: Mapping[str, Any]) -> str:
 def _cards(result: Mapping[str, Any]) -> str:
     cards = [(f"{result['examples']:,}", "examples"), (f"{result['join']['slates']:,}", "slates")]
     for task, scenarios in result["tasks"].items():
-        cards.append((_number(scenarios["all"]["auc"], 4), f"AUC {task}"))
-        cards.append((_number(scenarios["all"]["ne"], 4), f"NE {task}"))
+        cards.append((number(scenarios["all"]["auc"], 4), f"AUC {task}"))
+        cards.append((number(scenarios["all"]["ne"], 4), f"NE {task}"))
     cards += [(f"{result['steps']:,}", "steps"), (f"{result['snapshots']:,}", "snapshots")]
     cells = (
         f'<div class="card"><b>{escape(value)}</b><span class="quiet">{escape(name)}</span></div>'
@@ -77,11 +82,11 @@ def _quality_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     for task, scenarios in tasks.items():
         for scenario, figures in scenarios.items():
             rate = figures["positives"] / figures["n"] if figures["n"] else None
-            cells = [f"{figures['n']:,}", f"{figures['positives']:,}", _number(rate, 4)]
-            cells += [_number(figures[name], digits) for name, _, digits in _FIGURES]
+            cells = [f"{figures['n']:,}", f"{figures['positives']:,}", number(rate, 4)]
+            cells += [number(figures[name], digits) for name, _, digits in _FIGURES]
             rows.append(("whole" if scenario == "all" else "", [task, scenario], cells))
     names = ("labels", "positives", "rate", *(title for _, title, _ in _FIGURES))
-    return _table(("task", "scenario"), names, rows)
+    return table(("task", "scenario"), names, rows)
 
 
 def _charts(task: str, curve: Sequence[Mapping[str, Any]]) -> str:
@@ -109,7 +114,7 @@ def _join_table(counters: Mapping[str, int]) -> str:
         ("" if count else "zero", [f"<code>{escape(name)}</code>", escape(texts.get(name, ""))], [f"{count:,}"])
         for name, count in counters.items()
     ]
-    return _table(("counter", "what it counts"), ("events",), rows, is_markup=True)
+    return table(("counter", "what it counts"), ("events",), rows, is_markup=True)
 
 
 def _training_table(result: Mapping[str, Any]) -> str:
@@ -118,17 +123,17 @@ def _training_table(result: Mapping[str, Any]) -> str:
         ("steps", f"{result['steps']:,}"),
         ("steps skipped because they were not finite", f"{result['skipped_steps']:,}"),
         *((f"snapshots: {name}", f"{count:,}") for name, count in versions.items()),
-        ("mean distance of served and pre-step score", _number(skew["mean"], 4)),
+        ("mean distance of served and pre-step score", number(skew["mean"], 4)),
         ("examples per second", f"{result['timing']['examples_per_s']:,.0f}"),
     ]
-    return _table(("what",), ("figure",), [("", [name], [value]) for name, value in rows])
+    return table(("what",), ("figure",), [("", [name], [value]) for name, value in rows])
 
 
 def _unknown_table(fields: Mapping[str, int]) -> str:
-    return _table(("field",), ("events",), [("", [name], [f"{count:,}"]) for name, count in fields.items()])
+    return table(("field",), ("events",), [("", [name], [f"{count:,}"]) for name, count in fields.items()])
 
 
-def _table(
+def table(
     texts: Sequence[str],
     numbers: Sequence[str],
     rows: Iterable[tuple[str, list[str], list[str]]],
@@ -145,5 +150,6 @@ def _table(
     return f"<table><thead><tr>{''.join(head)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """Returns a figure as text; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"
