@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LAG_MS = 60_000
 _NEVER_MS = 2**62
+_MAX_SLACK_MS = 2_000
+"""The first message after a pause may have waited so long for the joiner, with the watermark going on meanwhile."""
 _SHOWN_FINDINGS = 20
 _EXPLAINED = ("late", "late_accepted", "unmatched", "pending", "open", "reused", "skipped", "malformed")
 
@@ -69,8 +71,8 @@ def verify_log(
             replace(within, since_ms=begin_ms),
             ReachClock(config, as_of_ms=source.as_of_ms, lag_ms=lag_ms),
             report,
-            # A worker looks whether a quiet topic is still at its end only every `idle_ms`.
-            slack_ms=0 if source.as_of_ms is None else config.idle_ms,
+            # A worker looks only every `idle_ms` whether a quiet topic is still at its end.
+            slack_ms=0 if source.as_of_ms is None else min(config.idle_ms, _MAX_SLACK_MS),
         )
         feeds = {IMPRESSIONS: partition.impression, FEEDBACK: partition.feedback, EXAMPLES: partition.examples}
         for topic, feed in feeds.items():

@@ -36,6 +36,7 @@ class AuditRange:
 
 
 class _Slate(NamedTuple):
+    offset: int
     ts: int
     bound_ms: int
     items: tuple[str, ...]
@@ -84,6 +85,8 @@ class PartitionAudit:
         """Of feedback without a slate: until when its slate may come."""
         self._found: dict[str, dict[_Key, list[_Found]]] = {}
         self._emitted_ms = -1
+        self._read_offset = -1
+        """The last slate of which labels were found: all before it were read."""
         self._malformed: dict[tuple[str, int], int] = {}
         self._last_close_ms = schema.max_window_ms + config.grace_ms
 
@@ -102,7 +105,7 @@ class PartitionAudit:
             return
         first = self._slates.get(event.request_id)
         if first is None:
-            self._slates[event.request_id] = _Slate(event.ts, bound_ms, tuple(event.items.id))
+            self._slates[event.request_id] = _Slate(message.offset, event.ts, bound_ms, tuple(event.items.id))
             return
         self._report.duplicates += 1
         forgotten_ms = first.ts + self._last_close_ms + dup_ms
@@ -146,6 +149,8 @@ class PartitionAudit:
             if not (within.has(request_id) and within.since_ms <= row["ts"] <= within.until_ms):
                 continue
             slate = self._slates.get(request_id)
+            if slate is not None:
+                self._read_offset = max(self._read_offset, slate.offset)
             found = self._found.setdefault(request_id, {})
             for task in self._schema.tasks:
                 columns = (row["item_id"], row[f"kind.{task}"], row[f"label.{task}"], row[f"delay_ms.{task}"])
@@ -221,13 +226,14 @@ class PartitionAudit:
             report.late_accepted += bool(found)
             if not found:
                 return
+        is_read = reached_ms > slate.bound_ms or slate.offset <= self._read_offset
         actions_of = self._actions.get(request_id, {})
         missed: set[tuple[str, int]] = set()
         accepted: set[tuple[str, int]] = set()
         for item in slate.items:
             actions = actions_of.get(item, [])
             for name, task in self._schema.tasks.items():
-                is_open = reached_ms <= max(slate.ts + task.window_ms + config.grace_ms, slate.bound_ms)
+                is_open = not is_read or reached_ms <= slate.ts + task.window_ms + config.grace_ms
                 report.open += is_open
                 report.judged += not is_open
                 came = found.get((item, name), [])

@@ -56,7 +56,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_recipes_and_commands_named_exist(path: Path) -> None:
     text = path.read_text()
     recipes = set(re.findall(r"(?:`|^    )make ([a-z-]+)", text, re.MULTILINE))
-    commands = set(re.findall(r"(?:`|^    )freshrank ([a-z]+)", text, re.MULTILINE))
+    commands = set(re.findall(r"(?:`|^    )freshrank ([a-z-]+)", text, re.MULTILINE))
     assert recipes - RECIPES == set()
     assert commands - COMMANDS.keys() == set()
 

@@ -1,22 +1,34 @@
 """`freshrank verify-join`: nothing to say about the joiner's own logs, and the right name for every planted fault."""
 
 import json
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from freshrank.cli import main
-from freshrank.log_source import SavedSource, save_log
+from freshrank.command import now_ms
+from freshrank.config import load_config
+from freshrank.log_source import RecordedSource, SavedSource, save_log
 from freshrank.verify_join import verify_log
+from sim.record import write_recorded_log
 from stream.audit import FAULTS, AuditReport
 from stream.audit_log import AuditRange
-from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS
+from stream.codec import encode
+from stream.joiner import Joiner
+from stream.kafka_log import KafkaGroupMember
+from stream.kafka_producer import KafkaProducer, KafkaTransactionalProducer
+from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig, topic_name
+from stream.recorded import ReplayOrder
 from stream.schema import KIND_CODE, OBSERVING_POLICIES, PolicyName, TaskConfig
+from stream.topics import create_topics
+from tests.freshrank.test_replay import SECTIONS, WORLD, Replayed
 from tests.freshrank.verified_log import (
     BEAT_MS,
     CONFIG,
@@ -392,6 +404,72 @@ def test_the_command_tells_the_faults_and_exits_with_1(
     }  # fmt: skip
     assert report["findings"][0]["fault"] == "lost"
     assert run(tmp_path / "bad", "--config", config, "--save", tmp_path / "again", "--lag-ms", 0) == 1
+
+
+def test_a_replayed_log_is_verified_as_it_was_replayed(tmp_path: Path) -> None:
+    write_recorded_log(tmp_path, 60, 3, replace(WORLD, duplicate_share=0.05, disorder_share=0.1))
+    for order in get_args(ReplayOrder):
+        Replayed(tmp_path, tmp_path, order=order)
+        source = RecordedSource(tmp_path, order)
+        report = verify_log(source, SECTIONS["schema"], SECTIONS["join"])
+        assert (faults(report), report.findings, report.slates, report.open) == ({}, [], 60, 0)
+        assert report.judged == 60 * 10 * len(SECTIONS["schema"].tasks)
+        assert (report.late, report.late_accepted) == (0, 0)
+    wrong = replace(SECTIONS["join"], grace_ms=2_501)
+    with pytest.raises(ValueError, match="grace_ms"):
+        verify_log(source, SECTIONS["schema"], wrong)
+
+
+SHORT = """
+scenarios: [home, search]
+tasks:
+  click: {action: click, window_ms: 300, policy: eager}
+  order: {action: order, window_ms: 400, policy: fnw}
+join: {grace_ms: 200, out_of_orderness_ms: 200, max_ahead_ms: 0, idle_ms: 20000, commit_interval_ms: 50}
+"""
+
+
+@pytest.mark.integration
+def test_the_command_reads_a_broker_to_its_end(
+    apache_broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kafka = KafkaConfig(bootstrap_servers=apache_broker, topic_prefix=f"v{uuid.uuid4().hex[:8]}-")
+    config = tmp_path / "run.yaml"
+    config.write_text(f"{SHORT}kafka: {{bootstrap_servers: '{apache_broker}', topic_prefix: {kafka.topic_prefix}}}\n")
+    settings = load_config(config)
+    create_topics(kafka)
+    producer = KafkaProducer(kafka)
+    topics = [topic_name(kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)]
+    for number in range(80):
+        user, at_ms = f"u{number % 20}", now_ms()
+        events = (shown(f"r{number}", "a", "b", at=at_ms, user=user), did(at=at_ms + 20, on=f"r{number}", user=user))
+        for topic, event in zip(topics, events, strict=True):
+            assert producer.produce(topic, user.encode(), encode(event))
+        time.sleep(0.03)
+    assert producer.flush(10_000) == 0
+    member = KafkaGroupMember(kafka, f"{kafka.topic_prefix}group", topics)
+    committer = KafkaTransactionalProducer(kafka, f"{kafka.topic_prefix}joiner")
+    joiner = Joiner(settings.schema, settings.join, member, committer, kafka, now_ms)
+    until_ms = now_ms() + 30_000
+    # It stops when it has read everything: the windows of the last slates are still open then.
+    joiner.run(lambda: now_ms() > until_ms or joiner.counters.impressions + joiner.counters.feedback == 160)
+    committer.close()
+    member.close()
+    assert run("--config", config, "--json", "--save", tmp_path / "saved") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["impressions"], report["feedback"], report["slates"]) == (80, 80, 80)
+    assert report["judged"] > 100
+    assert report["open"] > 0
+    assert report["labels"]["click"]["final"] > 80
+    assert run(tmp_path / "saved", "--config", config, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == report
+    # A minute later the joiner has no excuse any more.
+    manifest = json.loads((tmp_path / "saved/log.json").read_text())
+    (tmp_path / "saved/log.json").write_text(json.dumps(manifest | {"as_of_ms": manifest["as_of_ms"] + 100_000}))
+    assert run(tmp_path / "saved", "--config", config, "--json") == 1
+    later = json.loads(capsys.readouterr().out)
+    assert (later["open"], later["double"], later["wrong"]) == (0, 0, 0)
+    assert later["lost"] > 0
 
 
 def test_the_command_refuses_what_it_cannot_read_in_one_line(

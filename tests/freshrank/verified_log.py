@@ -34,7 +34,10 @@ SCHEMA = schema(
 def traffic(
     seed: int, tasks: SchemaConfig, num_slates: int = 12, disorder_ms: int = 2_000, wild_share: float = 0.0
 ) -> list[tuple[int, Event]]:
-    """Returns (arrival, event): disorder, duplicates, feedback before its impression; a share of it far too late or dated ahead."""
+    """Returns (arrival, event): disorder, duplicates, feedback before its impression.
+
+    A share of it comes far too late or is dated ahead.
+    """
     rng = random.Random(seed)
     arrivals: list[tuple[int, Event]] = []
     actions = [task.action for task in tasks.tasks.values()]
