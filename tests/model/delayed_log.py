@@ -137,8 +137,9 @@ def emissions(slate: Slate, schema: SchemaConfig) -> Iterable[Emission]:
             yield Emission(slate.impression, rows, {task: column}, trigger_ms, trigger_ms)
 
 
-def messages(log: Iterable[Slate], schema: SchemaConfig, *, batch_items: int = 64) -> list[bytes]:
-    """The whole stream in order of what triggered it, one partition."""
-    ordered = sorted((e for slate in log for e in emissions(slate, schema)), key=lambda e: e.trigger_ms)
-    encoder = ExampleEncoder(schema, JoinConfig(grace_ms=GRACE_MS, batch_items=batch_items))
+def messages(log: Iterable[Slate], schema: SchemaConfig, *, until_ms: float = float("inf")) -> list[bytes]:
+    """The stream in order of what triggered it, one partition; ends at `until_ms`."""
+    out = (emission for slate in log for emission in emissions(slate, schema) if emission.trigger_ms <= until_ms)
+    ordered = sorted(out, key=lambda emission: emission.trigger_ms)
+    encoder = ExampleEncoder(schema, JoinConfig(grace_ms=GRACE_MS, batch_items=64))
     return encoder.encode(ordered)

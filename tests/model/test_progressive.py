@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.delayed_labels import POLICY_CODE, DelayedLabels
 from model.metrics import Arrays
 from model.progressive import MetricsConfig, ProgressiveMetrics
+from stream.schema import KIND_CODE, SETTLED_KINDS, KindName, PolicyName
 
 SCENARIOS, TASKS = ("home", "search"), ("click", "order")
 
@@ -167,7 +169,111 @@ def test_a_resumed_run_has_the_same_bits() -> None:
     assert_equal_state(after.state(), uninterrupted.state())
 
 
-@pytest.mark.parametrize(("name", "value"), [("window_labels", 0), ("window_buckets", 1), ("cohort_ms", 0)])
+# Labels that are corrected later.
+
+
+def emission(
+    metrics: ProgressiveMetrics,
+    kind: KindName,
+    keys: list[int],
+    logit: float,
+    *,
+    label: float = 0.0,
+    served: float = np.nan,
+    policy: PolicyName = "fnw",
+) -> None:
+    """One batch of click rows of one kind; orders are not part of it."""
+    shape = (len(keys), 2)
+    kind_BT = np.zeros(shape, np.int8)
+    kind_BT[:, 0] = KIND_CODE[kind]
+    is_click = np.array([True, False])
+    first = kind in ("fake_negative", "final")
+    metrics.update(
+        scenario_B=np.zeros(len(keys), np.int64),
+        impression_ms_B=np.zeros(len(keys), np.int64),
+        label_BT=np.full(shape, label, np.float32),
+        settled_BT=np.tile(is_click & (kind in SETTLED_KINDS), (len(keys), 1)),
+        pre_step_logit_BT=np.full(shape, logit, np.float32),
+        served_BT=np.full(shape, served, np.float32),
+        first_BT=np.tile(is_click & first, (len(keys), 1)),
+        delayed=DelayedLabels(
+            key_B=np.array(keys),
+            impression_ms_B=np.zeros(len(keys), np.int64),
+            policy_BT=np.full(shape, POLICY_CODE[policy], np.int8),
+            kind_BT=kind_BT,
+            delay_ms_BT=np.full(shape, -1),
+            observe_ms_BT=np.full(shape, -1),
+            window_ms_BT=np.full(shape, 1_000),
+        ),
+    )
+
+
+def click(metrics: ProgressiveMetrics) -> dict[str, Any]:
+    return dict(metrics.report()["click"]["all"])
+
+
+def test_the_score_of_the_first_emission_waits_for_the_settled_row_and_no_later_one_counts() -> None:
+    metrics = new_metrics()
+    emission(metrics, "fake_negative", [7, 8], logit=-1.0)
+    assert click(metrics)["n"] == 0, "a fake negative is not the truth"
+    emission(metrics, "late_positive", [7], logit=5.0, label=1.0)
+    assert click(metrics)["n"] == 0, "the truth is in the settled row"
+    emission(metrics, "matured", [7], logit=np.nan, label=1.0)
+    emission(metrics, "real_negative_repeat", [8], logit=5.0, policy="fnw_rn")
+    first = 1 / (1 + np.exp(1.0))
+    assert click(metrics)["n"] == 2
+    assert click(metrics)["calibration"] == pytest.approx(2 * first)
+    assert metrics.num_unscored == 0
+    emission(metrics, "matured", [7], logit=np.nan, label=1.0)
+    assert (click(metrics)["n"], metrics.num_unscored) == (2, 1), "its score was used up"
+
+
+def test_a_served_score_needs_no_kept_one() -> None:
+    metrics = new_metrics(kept_scores=1)
+    emission(metrics, "fake_negative", [1, 2, 3], logit=3.0, served=0.25)
+    emission(metrics, "matured", [1, 2, 3], logit=np.nan, label=1.0, served=0.25)
+    assert click(metrics)["calibration"] == pytest.approx(0.25)
+    assert (metrics.num_unscored, metrics.num_scores_dropped) == (0, 0)
+
+
+def test_kept_scores_are_bounded_and_what_is_dropped_is_counted() -> None:
+    metrics = new_metrics(kept_scores=2)
+    emission(metrics, "fake_negative", [1, 2, 3], logit=0.0)
+    assert metrics.num_scores_dropped == 1
+    emission(metrics, "matured", [1, 2, 3], logit=np.nan, label=1.0)
+    assert (click(metrics)["n"], metrics.num_unscored) == (2, 1)
+    emission(metrics, "fake_negative", [4, 5], logit=0.0)
+    metrics.advance(1_000, 500)
+    emission(metrics, "fake_negative", [6], logit=0.0)
+    assert metrics.num_scores_dropped == 2, "those may still settle: no room"
+    metrics.advance(1_001, 500)
+    emission(metrics, "fake_negative", [7], logit=0.0)
+    assert metrics.num_scores_dropped == 4, "those should have settled by now: given up"
+    emission(metrics, "matured", [7], logit=np.nan, label=1.0)
+    assert click(metrics)["n"] == 3
+
+
+def test_scores_of_fnc_are_mapped_before_they_are_judged() -> None:
+    metrics = new_metrics()
+    emission(metrics, "fake_negative", [1], logit=float(np.log(0.2 / 0.8)), policy="fnc")
+    emission(metrics, "matured", [1], logit=np.nan, label=1.0, policy="fnc")
+    assert click(metrics)["calibration"] == pytest.approx(0.25)
+
+
+def test_kept_scores_survive_a_resume() -> None:
+    one, two = new_metrics(), new_metrics()
+    emission(one, "fake_negative", [1, 2], logit=1.0)
+    emission(one, "matured", [9], logit=np.nan)
+    two.load_state(one.state())
+    for metrics in (one, two):
+        emission(metrics, "matured", [2], logit=np.nan, label=1.0)
+    assert_equal_state(one.state(), two.state())
+    assert (click(two)["n"], two.num_unscored) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("window_labels", 0), ("window_buckets", 1), ("cohort_ms", 0), ("kept_scores", 0)]
+)
 def test_impossible_settings_are_named(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}: {value} is not allowed; at least"):
         new_metrics(**{name: value})
