@@ -165,12 +165,19 @@ class Joiner:
         self._producer.commit()
 
     def _save_overdue(self) -> None:
-        """Takes a snapshot of the pair that has waited longest for one; one per commit, to keep the pauses short."""
+        """Takes a snapshot of the pair that has waited longest for one; one per commit, to keep the pauses short.
+
+        Much of what it will write is written before, little by little in the second half of the interval.
+        """
         if self._spill is None or not self._pairs:
             return
+        interval_ms = self._spill.config.snapshot_interval_ms
         pair = min(self._pairs.values(), key=lambda pair: pair.saved_ms)
-        if not 0 <= self._committed_ms - pair.saved_ms < self._spill.config.snapshot_interval_ms:
+        waited_ms = self._committed_ms - pair.saved_ms
+        if not 0 <= waited_ms < interval_ms:
             self._save(pair)
+        elif 2 * waited_ms >= interval_ms:
+            self._spill.states[pair.impressions].prepare()
 
     def _save(self, pair: PartitionPair) -> None:
         if self._spill is not None and pair.is_as_committed:

@@ -142,7 +142,10 @@ def _options(memory: StoreMemory) -> Options:
     options.create_if_missing(True)
     options.set_block_based_table_factory(blocks)
     options.set_write_buffer_manager(memory.write_buffers)
-    options.set_write_buffer_size(16 << 20)
+    # Most questions are for keys that are not there: a filter answers for what is not yet written, too.
+    options.set_memtable_whole_key_filtering(True)
+    options.set_memtable_prefix_bloom_ratio(0.02)
+    options.set_write_buffer_size(32 << 20)
     options.set_compression_type(DBCompressionType.lz4())
     options.set_max_open_files(512)
     options.set_max_background_jobs(2)

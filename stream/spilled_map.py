@@ -8,6 +8,7 @@ in one sweep however large the store is; a second, small record finds it by its 
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Generic, TypeVar
 
 from stream.due import DueQueue
@@ -25,15 +26,13 @@ V = TypeVar("V")
 class _Hot(Generic[V]):
     """A value in memory."""
 
-    __slots__ = ("due_ms", "is_dirty", "stored_ms", "value")
+    __slots__ = ("due_ms", "stored_ms", "value")
 
     def __init__(self, value: V, due_ms: int, stored_ms: int | None) -> None:
         self.value = value
         self.due_ms = due_ms
         self.stored_ms = stored_ms
         """Due time under which the store holds a copy, perhaps an old one."""
-        self.is_dirty = True
-        """Whether the store's copy, if there is one, may differ."""
 
 
 class SpilledMap(Generic[V]):
@@ -62,6 +61,8 @@ class SpilledMap(Generic[V]):
         self._store, self._encode, self._decode, self._weigh = store, encode, decode, weigh
         self._by_due, self._by_key = prefix + b"d", prefix + b"k"
         self._hot: dict[str, _Hot[V]] = {}
+        self._dirty: dict[str, None] = {}
+        """Keys of values in memory of which the store has no copy, or perhaps an old one; the oldest first."""
         # A value that is frozen, removed or due anew leaves its old entry behind: an entry counts only if its value is
         # due, and the queue is built anew when most do not count.
         self._due: DueQueue[str] = DueQueue()
@@ -79,7 +80,7 @@ class SpilledMap(Generic[V]):
         """
         hot = self._hot.get(key)
         if hot is not None:
-            hot.is_dirty = True
+            self._dirty[key] = None
             return hot.value
         if not self.num_frozen:
             return None
@@ -102,8 +103,7 @@ class SpilledMap(Generic[V]):
         """Returns and removes a value; None if there is none."""
         if self.get(key) is None:
             return None
-        hot = self._hot.pop(key)
-        self.hot_weight -= self._weigh(hot.value)
+        hot = self._drop(key)
         removal = self._removal(key, hot)
         if removal:
             self._store.write(removal)
@@ -126,9 +126,12 @@ class SpilledMap(Generic[V]):
             if key[10:].decode() not in self._hot:
                 yield self._decode(data)
 
-    def save(self) -> None:
-        """Brings the store up to date: it then holds every value; what was in memory stays there too."""
-        self._write([(key, hot) for key, hot in self._hot.items() if hot.is_dirty])
+    def save(self, at_most: int | None = None) -> None:
+        """Brings the store up to date, in parts if need be; all of it done, it holds every value.
+
+        What is in memory stays there.
+        """
+        self._write(list(islice(self._dirty, at_most)))
 
     def load(self, num_values: int) -> None:
         """Takes up a store that a `save` of as many values left."""
@@ -137,6 +140,7 @@ class SpilledMap(Generic[V]):
     def _keep(self, key: str, hot: _Hot[V]) -> None:
         """Takes a value into memory as the newest, and freezes the oldest beyond the limit."""
         self._hot[key] = hot
+        self._dirty[key] = None
         self.hot_weight += self._weigh(hot.value)
         self._due.add(hot.due_ms, key)
         self._num_entries += 1
@@ -150,15 +154,24 @@ class SpilledMap(Generic[V]):
     def _freeze(self) -> None:
         """Moves the oldest values out of memory, at most a tenth of them and never the newest."""
         num_keys = min(_FREEZE, max(1, len(self._hot) // 10))
-        oldest = [key for key, _ in zip(self._hot, range(num_keys), strict=False)]
-        self._write([(key, self._hot[key]) for key in oldest if self._hot[key].is_dirty])
+        oldest = list(islice(self._hot, num_keys))
+        self._write([key for key in oldest if key in self._dirty])
         for key in oldest:
-            self.hot_weight -= self._weigh(self._hot.pop(key).value)
+            self._drop(key)
         self.num_frozen += len(oldest)
 
-    def _write(self, values: list[tuple[str, _Hot[V]]]) -> None:
+    def _drop(self, key: str) -> _Hot[V]:
+        """Takes a value out of memory."""
+        hot = self._hot.pop(key)
+        self._dirty.pop(key, None)
+        self.hot_weight -= self._weigh(hot.value)
+        return hot
+
+    def _write(self, keys: list[str]) -> None:
+        """Brings the store's copies of values in memory up to date."""
         changes: list[tuple[bytes, bytes | None]] = []
-        for key, hot in values:
+        for key in keys:
+            hot = self._hot[key]
             name, place = key.encode(), _place(hot.due_ms)
             if hot.stored_ms is not None and hot.stored_ms != hot.due_ms:
                 changes.append((self._by_due + _place(hot.stored_ms) + name, None))
@@ -167,9 +180,10 @@ class SpilledMap(Generic[V]):
                 changes.append((self._by_key + name, place))
             self._lowest_ms = min(self._lowest_ms, hot.due_ms)
         self._store.write(changes)
-        for _, hot in values:
+        for key in keys:
+            hot = self._hot[key]
             hot.stored_ms = hot.due_ms
-            hot.is_dirty = False
+            del self._dirty[key]
 
     def _removal(self, key: str, hot: _Hot[V]) -> list[tuple[bytes, bytes | None]]:
         """Returns the changes that remove the store's copy of a value, if there is one."""
@@ -186,8 +200,7 @@ class SpilledMap(Generic[V]):
             self._num_entries -= 1
             hot = self._hot.get(key)
             if hot is not None and has_passed(watermark_ms, hot.due_ms):
-                del self._hot[key]
-                self.hot_weight -= self._weigh(hot.value)
+                self._drop(key)
                 removals += self._removal(key, hot)
                 due.append(hot.value)
         if removals:
@@ -212,7 +225,8 @@ class SpilledMap(Generic[V]):
                 due.append(self._decode(data))
                 self.num_frozen -= 1
             else:
-                hot.stored_ms, hot.is_dirty = None, True  # due later by now: this copy is an old one
+                hot.stored_ms = None  # due later by now: this copy is an old one
+                self._dirty[name.decode()] = None
             removals += [(record, None), (self._by_key + name, None)]
         self._lowest_ms = lowest_ms
         if removals:
