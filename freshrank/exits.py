@@ -67,11 +67,12 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
     """Returns exit code and one-line sentence of a failure; `DEFECT` for what nobody expected."""
     from model import exceptions as model_errors
     from stream import exceptions as stream_errors
+    from stream.kafka_security import ClientSettingError
 
     sentence = " ".join(str(error).split())
     if isinstance(error, CommandError):
         return error.code, sentence
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | ClientSettingError):
         return ExitCode.USAGE, sentence
     if isinstance(error, stream_errors.FencedError):
         return ExitCode.FENCED, f"Another joiner has taken over: {sentence}"

@@ -20,7 +20,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Prints one J
 
 @click.group()
 def topics() -> None:
-    """Creates the topics of a run, shows them, or checks their settings."""
+    """Creates the topics of a run, or shows them.
+
+    `verify` checks that their settings keep what the joiner promises.
+    """
 
 
 @topics.command()

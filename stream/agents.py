@@ -139,7 +139,7 @@ def build_app(
     """Returns the app with its one agent; `folder` is where Faust may keep files of its own.
 
     Raises:
-        ValueError: the Kafka settings ask for security that Faust cannot do; the text names the setting.
+        ClientSettingError: the Kafka settings ask for security that Faust cannot do; the text names the setting.
     """
     pace_fetches()
     app = faust.App(

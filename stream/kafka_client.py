@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from stream.exceptions import FencedError, LogUnavailableError, StreamError
-from stream.kafka_security import check_security
+from stream.kafka_security import ClientSettingError, check_security
 from stream.log import KafkaConfig
 
 REQUEST_TIMEOUT_S = 10.0
@@ -84,12 +84,12 @@ def client_settings(config: KafkaConfig, ours: Mapping[str, Any], defaults: Mapp
     """Returns librdkafka settings: common and role `defaults`, over them the user's `client`, over them `ours`.
 
     Raises:
-        ValueError: `client` sets something the exactly-once protocol depends on, or security that would be ignored.
+        ClientSettingError: `client` sets something the exactly-once protocol depends on, or security in vain.
     """
     check_security(config.client)
     clash = sorted(config.client.keys() & (ours.keys() | {"bootstrap.servers"}))
     if clash:
-        raise ValueError(f"kafka.client: {', '.join(clash)} is not allowed here; it is set by the program")
+        raise ClientSettingError(f"kafka.client: {', '.join(clash)} is not allowed here; it is set by the program")
     hosts = [server.strip().rpartition(":")[0] for server in config.bootstrap_servers.split(",")]
     common: dict[str, Any] = {
         "bootstrap.servers": config.bootstrap_servers,
@@ -107,12 +107,12 @@ def build_client(make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
     """Returns `make(settings)`, a confluent-kafka client that logs where we log.
 
     Raises:
-        ValueError: a setting librdkafka does not know or does not allow.
+        ClientSettingError: a setting librdkafka does not know or does not allow.
     """
     try:
         return make(dict(settings), logger=client_logger())
     except KafkaException as error:
-        raise ValueError(f"kafka.client: {error.args[0].str()}") from error
+        raise ClientSettingError(f"kafka.client: {error.args[0].str()}") from error
 
 
 class Connection:

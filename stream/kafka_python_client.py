@@ -11,7 +11,7 @@ from kafka.net.compat import KafkaNetClient
 
 from stream.exceptions import FencedError, LogUnavailableError, StreamError
 from stream.kafka_login import RefusedError, shake_hands
-from stream.kafka_security import kafka_python_settings, security_settings
+from stream.kafka_security import ClientSettingError, kafka_python_settings, security_settings
 from stream.log import KafkaConfig
 
 REQUEST_TIMEOUT_S = 10.0
@@ -32,11 +32,11 @@ def client_settings(config: KafkaConfig, ours: Mapping[str, Any]) -> dict[str, A
     """Returns the arguments of a kafka-python client: where the broker is, how to log in, and `ours`.
 
     Raises:
-        ValueError: `client` has a security setting kafka-python cannot do, or tunes librdkafka, which is not used.
+        ClientSettingError: `client` has a setting that kafka-python does not.
     """
     tuning = sorted(config.client.keys() - security_settings(config.client).keys())
     if tuning:
-        raise ValueError(
+        raise ClientSettingError(
             f"kafka.client: {', '.join(tuning)} is not a setting of kafka-python; "
             "leave it out, or set kafka.adapter to confluent"
         )

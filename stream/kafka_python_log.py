@@ -6,6 +6,8 @@ The writing side is in `stream.kafka_python_producer`. What differs from librdka
 - A member that another process has replaced under its `instance_id` is not told while it polls. It learns it from its
   next commit, which the broker refuses: nothing is committed twice, it only stops later.
 - A topic that is deleted while it is read is not told either: polls stay empty.
+- A transaction that is open while the broker restarts may not come to an end: it is given up after a minute with
+  LogUnavailableError, and the process starts again from what is committed.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

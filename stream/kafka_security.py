@@ -33,6 +33,10 @@ KNOWN = (
 """The settings that every client of ours understands; librdkafka alone has more."""
 
 
+class ClientSettingError(ValueError):
+    """A setting of `kafka.client` that cannot be used; the text names it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
     """How a client proves who it is and checks who the broker is."""
@@ -71,18 +75,20 @@ def check_security(client: Mapping[str, str]) -> None:
     """Refuses what a client would leave out without a word: a password without SASL, a certificate without TLS.
 
     Raises:
-        ValueError: the settings contradict each other; the text names the setting.
+        ClientSettingError: the settings contradict each other; the text names the setting.
     """
     protocol = client.get("security.protocol", "PLAINTEXT").upper()
     if protocol not in get_args(Protocol):
-        raise ValueError(f"kafka.client: security.protocol: {protocol!r} is not one of {', '.join(get_args(Protocol))}")
+        raise ClientSettingError(
+            f"kafka.client: security.protocol: {protocol!r} is not one of {', '.join(get_args(Protocol))}"
+        )
     for prefixes, what, is_used in (
         (("sasl.",), "SASL_PLAINTEXT or SASL_SSL", protocol.startswith("SASL_")),
         (("ssl.", "enable.ssl."), "SSL or SASL_SSL", protocol.endswith("SSL")),
     ):
         unused = sorted(name for name in client if name.startswith(prefixes))
         if unused and not is_used:
-            raise ValueError(
+            raise ClientSettingError(
                 f"kafka.client: {', '.join(unused)} would be ignored: security.protocol is {protocol}, not {what}"
             )
 
@@ -91,12 +97,12 @@ def read_security(client: Mapping[str, str], client_name: str) -> Security:
     """Returns the security settings of `client`, checked; `client_name` is who cannot do what is refused.
 
     Raises:
-        ValueError: a setting the client has no counterpart for, a missing or impossible one; the text names it.
+        ClientSettingError: a setting the client has no counterpart for, a missing or impossible one; the text names it.
     """
     check_security(client)
     given = security_settings(client)
     for name in sorted(given.keys() - set(KNOWN)):
-        raise ValueError(f"kafka.client: {name} is not supported by {client_name}; allowed: {', '.join(KNOWN)}")
+        raise ClientSettingError(f"kafka.client: {name} is not supported by {client_name}; allowed: {', '.join(KNOWN)}")
     protocol: Any = given.get("security.protocol", "PLAINTEXT").upper()
     security = Security(
         protocol=protocol,
@@ -112,7 +118,7 @@ def read_security(client: Mapping[str, str], client_name: str) -> Security:
     )
     for name, value in (("sasl.username", security.username), ("sasl.password", security.password)):
         if security.has_sasl and not value:
-            raise ValueError(f"kafka.client: {name} is missing; security.protocol {protocol} needs it")
+            raise ClientSettingError(f"kafka.client: {name} is missing; security.protocol {protocol} needs it")
     return security
 
 
@@ -120,7 +126,7 @@ def ssl_context(security: Security) -> ssl.SSLContext | None:
     """Returns what TLS connections are made with; None without TLS.
 
     Raises:
-        ValueError: a file cannot be read, or holds no certificate or key.
+        ClientSettingError: a file cannot be read, or holds no certificate or key.
     """
     if not security.has_tls:
         return None
@@ -148,7 +154,7 @@ def kafka_python_settings(client: Mapping[str, str]) -> dict[str, Any]:
     """Returns the security settings of `client` as arguments of kafka-python's clients.
 
     Raises:
-        ValueError: what kafka-python cannot do; the text names it.
+        ClientSettingError: what kafka-python cannot do; the text names it.
     """
     security = read_security(client, "kafka-python")
     settings: dict[str, Any] = {"security_protocol": security.protocol}
@@ -165,7 +171,7 @@ def faust_credentials(client: Mapping[str, str]) -> Any:
     """Returns the security settings of `client` as Faust's credentials; None for plain text without a login.
 
     Raises:
-        ValueError: what Faust cannot do; the text names it.
+        ClientSettingError: what Faust cannot do; the text names it.
     """
     from faust.auth import SASLCredentials, SSLCredentials
 
@@ -181,10 +187,10 @@ def faust_credentials(client: Mapping[str, str]) -> Any:
 def _mechanism(given: Mapping[str, str], client_name: str) -> Any:
     name = "sasl.mechanisms" if "sasl.mechanisms" in given else "sasl.mechanism"
     if name not in given:
-        raise ValueError(f"kafka.client: sasl.mechanism is missing; one of {', '.join(get_args(Mechanism))}")
+        raise ClientSettingError(f"kafka.client: sasl.mechanism is missing; one of {', '.join(get_args(Mechanism))}")
     mechanism = given[name].upper()
     if mechanism not in get_args(Mechanism):
-        raise ValueError(
+        raise ClientSettingError(
             f"kafka.client: {name}: {mechanism!r} is not supported by {client_name}; "
             f"one of {', '.join(get_args(Mechanism))}"
         )
@@ -195,7 +201,7 @@ def _choice(given: Mapping[str, str], name: str, allowed: tuple[str, str]) -> st
     """Returns one of two values; the first is the default."""
     value = str(given.get(name, allowed[0])).lower()
     if value not in allowed:
-        raise ValueError(f"kafka.client: {name}: {value!r} is not one of {', '.join(allowed)}")
+        raise ClientSettingError(f"kafka.client: {name}: {value!r} is not one of {', '.join(allowed)}")
     return value
 
 
@@ -203,4 +209,4 @@ def _load(name: str, location: str, load: Any) -> None:
     try:
         load()
     except OSError as error:  # also what ssl raises
-        raise ValueError(f"kafka.client: {name}: {location} cannot be used: {error}") from error
+        raise ClientSettingError(f"kafka.client: {name}: {location} cannot be used: {error}") from error

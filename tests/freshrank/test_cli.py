@@ -14,6 +14,7 @@ from freshrank.exits import EXIT_CODES, CommandError, ExitCode, explain
 from freshrank.strict import ConfigError
 from model.exceptions import CheckpointMismatchError, StaleEpochError, StoreUnavailableError
 from stream.exceptions import CopartitionError, FencedError, LogUnavailableError
+from stream.kafka_security import ClientSettingError
 
 REPO_ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,7 @@ def test_mistake_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], sen
     ("error", "code"),
     [
         (ConfigError("join.x is not a setting"), ExitCode.USAGE),
+        (ClientSettingError("kafka.client: sasl.x is not supported"), ExitCode.USAGE),
         (CommandError(ExitCode.CHILD_FAILED, "trainer"), ExitCode.CHILD_FAILED),
         (OSError(errno.EADDRINUSE, "Address already in use"), ExitCode.PORT_TAKEN),
         (StoreUnavailableError("the store does not answer"), ExitCode.REDIS_GONE),
