@@ -223,9 +223,9 @@ def _open(run: RunConfig, folder: Path | None, order: ReplayOrder) -> Iterator[L
     if folder is not None:
         yield open_folder(folder, order)
         return
-    from stream.kafka_log import KafkaReader
+    from stream import kafka_adapter
 
-    reader = KafkaReader(run.kafka)
+    reader = kafka_adapter.reader(run.kafka)
     try:
         yield ReaderSource(reader, run.kafka, now_ms)
     finally:

@@ -463,6 +463,8 @@ def test_the_command_reads_a_broker_to_its_end(
     assert report["labels"]["click"]["final"] > 80
     assert run(tmp_path / "saved", "--config", config, "--json") == 0
     assert json.loads(capsys.readouterr().out) == report
+    assert run("--config", config, "--set", "kafka.adapter=kafka-python", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == report["labels"]
     # A minute later the joiner has no excuse any more.
     manifest = json.loads((tmp_path / "saved/log.json").read_text())
     (tmp_path / "saved/log.json").write_text(json.dumps(manifest | {"as_of_ms": manifest["as_of_ms"] + 100_000}))
