@@ -13,7 +13,7 @@ from freshrank.cli import COMMANDS, main
 from freshrank.exits import EXIT_CODES, CommandError, ExitCode, explain
 from freshrank.strict import ConfigError
 from model.exceptions import CheckpointMismatchError, StaleEpochError, StoreUnavailableError
-from stream.exceptions import CopartitionError, FencedError, LogUnavailableError
+from stream.exceptions import CopartitionError, FencedError, LocalStoreError, LogUnavailableError
 from stream.kafka_security import ClientSettingError
 
 REPO_ROOT = Path(__file__).parents[2]
@@ -79,6 +79,7 @@ def test_mistake_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], sen
         (LogUnavailableError("the broker does not answer"), ExitCode.BROKER_GONE),
         (CopartitionError("2 and 3 partitions"), ExitCode.BROKER_GONE),
         (OSError(errno.ENOSPC, "No space left on device", "x/y"), ExitCode.DISK),
+        (LocalStoreError("spill/live: no space left on device"), ExitCode.DISK),
         (CheckpointMismatchError("scenarios changed"), ExitCode.CHECKPOINT),
         (FencedError("newer generation"), ExitCode.FENCED),
         (StaleEpochError("epoch 4"), ExitCode.FENCED),
