@@ -197,10 +197,3 @@ class AuditReport:
         plain = asdict(self)
         plain["findings"] = [finding._asdict() for finding in self.findings]
         return plain
-
-    def by_task(self) -> dict[str, Counter[str]]:
-        """Returns how many of the faults that were kept each task has."""
-        counts: dict[str, Counter[str]] = {}
-        for finding in self.findings:
-            counts.setdefault(finding.task, Counter())[finding.fault] += 1
-        return counts
