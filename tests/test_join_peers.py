@@ -15,6 +15,7 @@ from benchmarks.peers.events import ITEMS_PER_SLATE, OUT_OF_ORDERNESS_MS, WINDOW
 from benchmarks.peers.kafka_side import labels_of_examples
 from benchmarks.peers.meter import tree_cpu_s, tree_peak_mib
 from benchmarks.peers.oracle import Score, score, truth
+from freshrank import reference
 from stream.examples import ExampleEncoder
 from stream.join import JoinCore
 from stream.schema import Impression
@@ -189,3 +190,18 @@ def test_rows_of_the_table_survive_json() -> None:
     events = arrivals(5)
     row = join_peers.row(join_peers.PEERS[0], child.Log(events=events, expected=truth(events)), "")
     assert json.loads(json.dumps(row)) == row
+
+
+def test_the_table_of_the_readme_has_a_peer_without_figures_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = arrivals(5)
+    ours = join_peers.row(join_peers.PEERS[1], child.Log(events=events, expected=truth(events)), "")
+    absent = {"peer": "Flink", "version": "2.3.0", "exactly_once": "yes", "note": "not run: no Java"}
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    latest = {"P2 peers": {"table": [ours, absent]}}
+    (tmp_path / "benchmarks/results/latest.json").write_text(json.dumps(latest))
+    monkeypatch.setattr(reference, "ROOT", tmp_path)
+    lines = reference.join_peers().splitlines()
+    assert "| 50 | 0 (0, 0, 0, 0) | no |" in lines[2]
+    assert lines[3] == "| Flink | 2.3.0 |  |  |  |  |  | yes | not run: no Java |"

@@ -24,7 +24,6 @@ SETTINGS = {
     "execution.checkpointing.interval": "1 s",
     "execution.checkpointing.mode": "EXACTLY_ONCE",
     "table.exec.state.ttl": "60 s",
-    "table.exec.source.idle-timeout": "0 s",
 }
 SOURCE = """
 CREATE TEMPORARY TABLE log (
