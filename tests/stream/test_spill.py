@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stream.emission import ItemLabel, JoinCounters
 from stream.exceptions import LocalStoreError
 from stream.join import JoinCore, Resume
-from stream.log import EXAMPLES, IMPRESSIONS, TopicPartition
+from stream.log import EXAMPLES, FEEDBACK, IMPRESSIONS, TopicPartition
 from stream.schema import Feedback, Impression, SchemaConfig, TaskConfig
 from stream.snapshot_record import SnapshotRecord
 from stream.spill import Spill, SpillConfig, TakenUp
@@ -225,6 +225,35 @@ def test_a_restart_reads_only_what_came_after_the_snapshot(folder: Path) -> None
     cluster.settle()
     assert cluster.labels()[("r7", "a", "click", "final", 1, 53)] == 1
     assert cluster.labels().total() == 50
+
+
+def test_what_retention_deleted_is_given_up_for_good(folder: Path) -> None:
+    """The feedback that made a label positive is gone: no snapshot of before may bring its slate back, now or later."""
+    cluster = Cluster(schema(), CONFIG, num_partitions=1, spill=config(folder))
+
+    def run() -> list[str]:
+        """Returns the slates found at the start of a joiner that then runs until it has committed."""
+        joiner = cluster.start()
+        cluster.turn()
+        cluster.turn()
+        found = [slate.impression.request_id for slate in joiner.pairs[0].core.state.slates()]
+        cluster.now_ms += 200
+        cluster.turn()
+        cluster.kill()
+        return found
+
+    cluster.send(shown(at=0), did(at=1))
+    run()
+    snapshots = folder / "one" / IMPRESSIONS / "0"
+    shutil.copytree(snapshots, folder / "old")
+    assert run() == ["r"]
+    cluster.broker.delete_before(TopicPartition(FEEDBACK, 0), 1)
+    cluster.send(shown("later", at=500))
+    assert run() == ["later"]
+    assert cluster.counters().lost_messages == 1
+    shutil.rmtree(snapshots)
+    shutil.copytree(folder / "old", snapshots)  # as on a host that did not own the partition meanwhile
+    assert run() == ["later"], "by replay: the snapshot is of another life of the log"
 
 
 def saved(folder: Path, *, num_slates: int = 3, times: int = 1) -> Path:
