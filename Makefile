@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt fmt-check lint type imports bench docs clean
+.PHONY: help demo test check fmt fmt-check lint type imports bench chaos docs clean
 
 help: ## List these recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ imports: $(INSTALLED) ## Check who imports whom (.importlinter)
 
 bench: $(INSTALLED) ## Measure the goals' figures, short form, into benchmarks/results/latest.json
 	$(BIN)/python -m benchmarks
+
+chaos: $(INSTALLED) ## Torment joiners on real Kafka (KAFKA_HOME), then verify every label; make chaos SEEDS=20
+	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)
 
 docs: $(INSTALLED) ## Write the generated tables of docs/ anew from the code
 	$(BIN)/python -m freshrank.docs

@@ -14,6 +14,8 @@ from freshrank.command import instance_option, now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
 from freshrank.places import addresses
+from freshrank.watchdog import Watchdog, end_process
+from stream.log import KafkaConfig
 
 if TYPE_CHECKING:
     from freshrank.metrics import Reading
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 GROUP_ID = "freshrank-joiner"
+MAX_POLL_INTERVAL = "max.poll.interval.ms"
+DEFAULT_MAX_POLL_INTERVAL_MS = 120_000
+"""What `stream.kafka_log` sets where `kafka.client` does not: then a silent member's partitions are given to others."""
 GC_THRESHOLDS = (50_000, 20, 100)
 """Open slates live long and hold no cycles; at Python's defaults looking for some takes 40 % of the joiner's time."""
 
@@ -58,13 +63,19 @@ def join(run: RunConfig, instance: str | None) -> None:
         joiner = Joiner(run.schema, run.join, member, producer, run.kafka, now_ms, spill)
         serve_metrics("joiner", addresses(run.monitor.joiner)[0], lambda: readings(joiner))
         _logger.info("Joining. schema=%s commit_interval_ms=%s", run.schema.schema_hash(), run.join.commit_interval_ms)
-        joiner.run(should_stop)
+        with Watchdog(should_stop, turn_limit_s(run.kafka), end_process) as watchdog:
+            joiner.run(watchdog.should_stop)
         _logger.info("Stopped after the last commit. commits=%s", joiner.num_commits)
     finally:
         if spill is not None:
             spill.close()
         producer.close()
         member.close()
+
+
+def turn_limit_s(kafka: KafkaConfig) -> float:
+    """Returns how long one turn of the joiner may take: as long as the group lets a member be silent."""
+    return float(kafka.client.get(MAX_POLL_INTERVAL, DEFAULT_MAX_POLL_INTERVAL_MS)) / 1_000
 
 
 def check_retention(run: RunConfig) -> None:
@@ -103,6 +114,11 @@ def readings(joiner: "Joiner") -> "Iterator[Reading]":
             yield Reading(
                 "freshrank_joiner_watermark_age_seconds", now_ms() / 1e3 - pair.core.watermark_ms / 1e3, partition
             )
+    if joiner.spill is not None:
+        yield Reading("freshrank_joiner_snapshots_total", joiner.spill.num_snapshots)
+        yield Reading("freshrank_joiner_snapshots_rejected_total", joiner.spill.num_rejected)
+        for spilled, state in list(joiner.spill.states.items()):
+            yield Reading("freshrank_joiner_frozen_slates", state.num_frozen, (str(spilled.partition),))
     yield from (
         Reading("freshrank_joiner_unknown_fields_total", n, (name,)) for name, n in joiner.unknown_fields.items()
     )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -20,6 +21,8 @@ TAKEN_UP = "taking up a partition"
 """What a joiner logs for each partition pair it begins to work on."""
 RESTARTABLE = (ExitCode.FENCED, ExitCode.BROKER_GONE)
 """Ends that a supervisor answers with a new start: nothing is wrong with the joiner itself."""
+STOPPED = (ExitCode.OK, *RESTARTABLE, -signal.SIGTERM)
+"""Ends that may follow a SIGTERM; the last one of a process that has only just begun to start."""
 _STOP_TIMEOUT_S = 30.0
 
 
@@ -45,6 +48,16 @@ def write_run(path: Path, kafka: KafkaConfig, schema: SchemaConfig, join: dict[s
 _DEFAULTS = asdict(TaskConfig(action="-", window_ms=1)) | {"action": None, "window_ms": None}
 
 
+class End(NamedTuple):
+    """How a joiner ended that was not killed."""
+
+    name: str
+    code: int
+    is_static: bool
+    was_asked: bool
+    """It got a SIGTERM."""
+
+
 class Joiners:
     """`freshrank join` processes of one group by name; each name logs into one file, over all its lives."""
 
@@ -53,6 +66,7 @@ class Joiners:
         self._children: dict[str, Child] = {}
         self._static: dict[str, bool] = {}
         self._stalled: set[str] = set()
+        self._leaving: set[str] = set()
         self.exits: Counter[int] = Counter()
         """How often processes ended by themselves, by exit code."""
 
@@ -60,13 +74,20 @@ class Joiners:
         """Starts a joiner; `static` gives the group its name (KIP-345), or another one's whom it is to replace."""
         argv = [sys.executable, "-m", "freshrank.cli", "join", "--config", str(self._run)]
         argv += ["--instance", instance or name] if static else []
-        self._children[name] = Child(argv, self.log_path(name))
+        self._children[name] = Child(argv, self.log_path(name), {**os.environ, "PYTHONFAULTHANDLER": "1"})
         self._static[name] = static
 
     def kill(self, name: str) -> None:
-        """Ends it with SIGKILL."""
-        assert self._children.pop(name).kill() == -signal.SIGKILL
-        self._stalled.discard(name)
+        """Ends it with SIGKILL, unless it has just ended by itself: then `reap` will tell."""
+        if self._children[name].exit_code() is None:
+            self._children.pop(name).kill()
+            self._stalled.discard(name)
+
+    def ask_to_leave(self, name: str) -> None:
+        """Sends SIGTERM, as an operator does; `reap` tells how it ended."""
+        if self._children[name].exit_code() is None:
+            os.kill(self._children[name].pid, signal.SIGTERM)
+            self._leaving.add(name)
 
     def stop(self, name: str) -> int:
         """Ends it with SIGTERM, as an operator does; returns its exit code."""
@@ -78,24 +99,27 @@ class Joiners:
         self._stalled.add(name)
 
     def wake(self, name: str) -> None:
-        """Lets it go on (SIGCONT)."""
+        """Lets it go on (SIGCONT), if it is still there."""
+        if name not in self._stalled:
+            return
         os.kill(self._children[name].pid, signal.SIGCONT)
         self._stalled.discard(name)
 
     def running(self) -> list[str]:
-        """Returns the names of those that run and are not stalled, sorted."""
-        return sorted(self._children.keys() - self._stalled)
+        """Returns the names of those that run, are not stalled and were not asked to leave, sorted."""
+        return sorted(self._children.keys() - self._stalled - self._leaving)
 
-    def reap(self) -> dict[str, tuple[int, bool]]:
-        """Forgets those that have ended by themselves; returns their exit codes, and whether they are static."""
-        ended = {name: child.exit_code() for name, child in self._children.items()}
-        found: dict[str, tuple[int, bool]] = {}
-        for name, code in ended.items():
+    def reap(self) -> list[End]:
+        """Forgets those that have ended and tells how."""
+        found = []
+        for name, child in list(self._children.items()):
+            code = child.exit_code()
             if code is not None:
                 del self._children[name]
                 self._stalled.discard(name)
                 self.exits[code] += 1
-                found[name] = (code, self._static[name])
+                found.append(End(name, code, self._static[name], name in self._leaving))
+                self._leaving.discard(name)
         return found
 
     def is_static(self, name: str) -> bool:
@@ -125,12 +149,16 @@ class Joiners:
         return sum(path.read_text().count(begun) for path in self._folder.glob("*.log"))
 
     def close(self) -> dict[str, int]:
-        """Stops all, at once; returns how each ended."""
+        """Stops all, at once; returns how each ended. One that hangs is aborted, with its stacks in its log."""
         for name in sorted(self._stalled):
             self.wake(name)
         for child in self._children.values():
             if child.exit_code() is None:
                 os.kill(child.pid, signal.SIGTERM)
+        deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+        for child in self._children.values():
+            if not child.ends_within(deadline_s - time.monotonic()):
+                os.kill(child.pid, signal.SIGABRT)
         ends = {name: child.stop(_STOP_TIMEOUT_S) for name, child in self._children.items()}
         self._children.clear()
         return ends
