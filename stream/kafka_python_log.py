@@ -2,7 +2,7 @@
 
 The writing side is in `stream.kafka_python_producer`. What differs from librdkafka:
 
-- An order of magnitude slower (one thread decodes in Python).
+- Far slower: every message is encoded and decoded in Python.
 - A member that another process has replaced under its `instance_id` is not told while it polls. It learns it from its
   next commit, which the broker refuses: nothing is committed twice, it only stops later.
 - A topic that is deleted while it is read is not told either: polls stay empty.
