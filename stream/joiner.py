@@ -111,7 +111,7 @@ class Joiner:
         """
         while not should_stop():
             self.run_once()
-        self.commit()
+        self._commit([pair for pair in self._pairs.values() if pair.has_changed or self._may_save(pair)])
         for pair in self._pairs.values():
             self._save(pair)
 
@@ -137,7 +137,9 @@ class Joiner:
 
         The transaction is open only in here, so that the outputs of a pair and its offsets always share one.
         """
-        changed = [pair for pair in self._pairs.values() if pair.has_changed]
+        self._commit([pair for pair in self._pairs.values() if pair.has_changed or self._is_overdue(pair)])
+
+    def _commit(self, changed: list[PartitionPair]) -> None:
         if not changed:
             return
         try:
@@ -174,20 +176,28 @@ class Joiner:
 
         Much of what it will write is written before, little by little in the second half of the interval.
         """
-        if self._spill is None or not self._pairs:
+        waiting = [pair for pair in self._pairs.values() if self._may_save(pair)]
+        if self._spill is None or not waiting:
             return
-        interval_ms = self._spill.config.snapshot_interval_ms
-        pair = min(self._pairs.values(), key=lambda pair: pair.saved_ms)
-        waited_ms = self._committed_ms - pair.saved_ms
-        if not 0 <= waited_ms < interval_ms:
+        pair = min(waiting, key=lambda pair: pair.saved_ms)
+        if self._is_overdue(pair):
             self._save(pair)
-        elif 2 * waited_ms >= interval_ms:
+        elif self._is_overdue(pair, parts=2):
             self._spill.states[pair.impressions].prepare()
 
+    def _may_save(self, pair: PartitionPair) -> bool:
+        return self._spill is not None and pair.has_unsaved
+
+    def _is_overdue(self, pair: PartitionPair, parts: int = 1) -> bool:
+        """Returns whether a pair has waited for a snapshot for the interval, or one of some parts of it."""
+        if self._spill is None or not pair.has_unsaved:
+            return False
+        return not 0 <= parts * (self._now_ms() - pair.saved_ms) < self._spill.config.snapshot_interval_ms
+
     def _save(self, pair: PartitionPair) -> None:
-        if self._spill is not None and pair.is_as_committed:
+        if self._spill is not None and pair.has_unsaved and pair.is_as_committed:
             self._spill.save(pair.impressions, pair.snapshot_record(self._labels))
-            pair.saved_ms = self._now_ms()
+            pair.take_note_of_snapshot(self._now_ms())
 
     def _produce(self, pair: PartitionPair) -> None:
         for letter in pair.dead_letters:
@@ -221,14 +231,16 @@ class Joiner:
             pair.look(partition, ends.get(partition), now_ms)
 
     def _check_topics(self) -> None:
-        counts = {topic: self._member.num_partitions(topic) for topic in (self._impressions, self._feedback)}
+        """Refuses a broker on which labels would have nowhere to go, or a user's events would not meet."""
+        keyed = (self._impressions, self._feedback, self._examples)
+        counts = {topic: self._member.num_partitions(topic) for topic in (*keyed, self._dead_letter)}
         for topic, count in counts.items():
             if count == 0:
-                raise LogUnavailableError(f"topic {topic} does not exist; create it with `freshrank topics`")
-        if len(set(counts.values())) > 1:
-            described = ", ".join(f"{topic} {count}" for topic, count in counts.items())
+                raise LogUnavailableError(f"topic {topic} does not exist; create it with `freshrank topics create`")
+        if len({counts[topic] for topic in keyed}) > 1:
+            described = ", ".join(f"{topic} {counts[topic]}" for topic in keyed)
             raise CopartitionError(
-                f"{described} partitions: both topics need the same number, and the same partitioner"
+                f"{described} partitions: all three topics need the same number, and the same partitioner"
             )
 
     def _rebalance(self, poll: Poll) -> None:

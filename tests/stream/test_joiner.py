@@ -323,14 +323,15 @@ def test_a_clock_a_little_ahead_is_clamped_and_counted() -> None:
 def test_unequal_numbers_of_partitions_are_refused_at_the_start() -> None:
     cluster = Cluster(SCHEMA, CONFIG)
     cluster.broker.create_topic(FEEDBACK, 3)
-    with pytest.raises(CopartitionError, match="impressions 2, feedback 3 partitions"):
+    with pytest.raises(CopartitionError, match="impressions 2, feedback 3, examples 2 partitions"):
         cluster.start()
 
 
-def test_a_missing_topic_is_named() -> None:
+@pytest.mark.parametrize("topic", [IMPRESSIONS, FEEDBACK, EXAMPLES, DEAD_LETTER])
+def test_a_missing_topic_is_named(topic: str) -> None:
     cluster = Cluster(SCHEMA, CONFIG)
-    cluster.broker.create_topic(FEEDBACK, 0)
-    with pytest.raises(LogUnavailableError, match="feedback does not exist"):
+    cluster.broker.create_topic(topic, 0)
+    with pytest.raises(LogUnavailableError, match=f"topic {topic} does not exist"):
         cluster.start()
 
 
