@@ -23,22 +23,22 @@ from tests.stream.oracle import Label, labels_of
 WaitUntil = Callable[..., None]
 PROGRAM = """
 import logging, signal, sys, threading, time
+from stream import kafka_adapter
 from stream.join import JoinConfig
 from stream.joiner import Joiner
-from stream.kafka_log import KafkaGroupMember
-from stream.kafka_producer import KafkaTransactionalProducer
 from stream.log import KafkaConfig
 from stream.schema import SchemaConfig, TaskConfig
 
-broker, prefix, name = sys.argv[1:]
+broker, prefix, adapter, name = sys.argv[1:]
 logging.basicConfig(level=logging.INFO)
 stopped = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-kafka = KafkaConfig(bootstrap_servers=broker, topic_prefix=prefix)
+kafka = KafkaConfig(bootstrap_servers=broker, topic_prefix=prefix, adapter=adapter)
 schema = SchemaConfig(scenarios=("home", "search"), tasks={"click": TaskConfig(action="click", window_ms=1_000)})
 config = JoinConfig(idle_ms=3_600_000)  # the log's own last events end the test, not the clock on the wall
-member = KafkaGroupMember(kafka, f"{prefix}joiner", [f"{prefix}impressions", f"{prefix}feedback"], instance_id=name)
-producer = KafkaTransactionalProducer(kafka, f"{prefix}{name}")
+topics = [f"{prefix}impressions", f"{prefix}feedback"]
+member = kafka_adapter.group_member(kafka, f"{prefix}joiner", topics, instance_id=name)
+producer = kafka_adapter.transactional_producer(kafka, f"{prefix}{name}")
 Joiner(schema, config, member, producer, kafka, lambda: time.time_ns() // 1_000_000).run(stopped.is_set)
 producer.close()
 member.close()
@@ -91,7 +91,8 @@ class Joiners:
         self.seen: Counter[Label] = Counter()
 
     def start(self, name: str) -> None:
-        argv = [sys.executable, "-c", PROGRAM, self._kafka.bootstrap_servers, self._kafka.topic_prefix, name]
+        kafka = self._kafka
+        argv = [sys.executable, "-c", PROGRAM, kafka.bootstrap_servers, kafka.topic_prefix, kafka.adapter, name]
         self._children[name] = Child(argv, self._folder / f"{name}.log")
 
     def kill(self, name: str) -> None:
