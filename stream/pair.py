@@ -117,6 +117,7 @@ class PartitionPair:
                 traffic.load_state(taken.record.traffic[task])
         self._committed = self._reach()
         self._committed_watermark_ms = start.resume.watermark_ms
+        self._saved: tuple[int, ...] | None = None
         self.saved_ms = now_ms
         """Processing time of the last snapshot; before the first, of being taken up."""
         clock = {"max_ahead_ms": config.max_ahead_ms, "idle_ms": config.idle_ms}
@@ -152,6 +153,11 @@ class PartitionPair:
     def is_as_committed(self) -> bool:
         """Whether the state is that of the last commit, so that a snapshot may be taken of it."""
         return self.is_caught_up and not self.has_changed and self.core.watermark_ms == self._committed_watermark_ms
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether a snapshot would spare a restart more than the last one does."""
+        return self.is_caught_up and self._reach() != self._saved
 
     def _reach(self) -> tuple[int, ...]:
         """Returns the offsets that a commit now would hold: how far was read, and what is still needed."""
@@ -224,6 +230,10 @@ class PartitionPair:
         self._committed_watermark_ms = self.core.watermark_ms
         counters, self.core.counters = self.core.counters, JoinCounters()
         return counters
+
+    def take_note_of_snapshot(self, now_ms: int) -> None:
+        """Takes note that a snapshot holds the state as it is."""
+        self._saved, self.saved_ms = self._reach(), now_ms
 
     def snapshot_record(self, labels: str) -> SnapshotRecord:
         """Returns of when the state is; for a snapshot, while it `is_as_committed`."""

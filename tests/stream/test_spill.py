@@ -227,6 +227,38 @@ def test_a_restart_reads_only_what_came_after_the_snapshot(folder: Path) -> None
     assert cluster.labels().total() == 50
 
 
+def test_quiet_partitions_get_a_snapshot_each_and_then_no_more(folder: Path) -> None:
+    """Both are read in one commit, one snapshot is taken after a commit, and then there is nothing more to commit."""
+    cluster = Cluster(schema(), CONFIG, spill=config(folder, snapshot_interval_ms=5_000))
+    cluster.start()
+    cluster.turn()
+    cluster.send(*(shown(f"r{number}", at=0, user=f"u{number}") for number in range(20)))
+    counts = []
+    for _ in range(12):
+        cluster.now_ms += 1_500
+        cluster.turn()
+        counts.append(cluster.spills["one"].num_snapshots)
+    assert (counts[2], counts[-1]) == (0, 2)
+    assert len(list(folder.glob("one/impressions/*/snapshot-*"))) == 2
+
+
+def test_a_joiner_that_stops_leaves_a_snapshot_of_all_it_has_read(folder: Path) -> None:
+    cluster = Cluster(schema(), CONFIG, num_partitions=1, spill=config(folder, snapshot_interval_ms=3_600_000))
+    joiner = cluster.start()
+    cluster.turn()
+    cluster.send(shown(at=0))
+    for _ in range(3):
+        cluster.now_ms += 1_500
+        cluster.turn()
+    assert cluster.spills["one"].num_snapshots == 0
+    joiner.run(should_stop=lambda: True)
+    cluster.kill()
+    pair_of = cluster.start().pairs
+    cluster.turn()
+    assert [pair.core.state.num_slates for pair in pair_of.values()] == [1]
+    assert list(pair_of[0].next_offsets.values()) == [1, 0]
+
+
 def test_what_retention_deleted_is_given_up_for_good(folder: Path) -> None:
     """The feedback that made a label positive is gone: no snapshot of before may bring its slate back, now or later."""
     cluster = Cluster(schema(), CONFIG, num_partitions=1, spill=config(folder))
