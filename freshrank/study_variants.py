@@ -25,7 +25,8 @@ class Variant(NamedTuple):
 PLAIN: dict[str, Variant] = {name: Variant(name) for name in POLICIES}
 """Every policy as a run has it if nothing else is said."""
 VARIANTS: dict[str, Variant] = PLAIN | {
-    "eager_no_ratio": Variant("eager", traffic_ratio=False),
+    # Without the ratio, which is on by default above 5 minutes.
+    "eager_plain": Variant("eager", traffic_ratio=False),
     "es_dfm_frozen": Variant("es_dfm", heads="frozen"),
     "es_dfm_exact": Variant("es_dfm", heads="exact"),
     "defer_frozen": Variant("defer", heads="frozen"),

@@ -1,10 +1,12 @@
 """The delay study: what each policy learns where the truth is known, and what the command writes."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from freshrank.cli import main
@@ -18,6 +20,7 @@ from freshrank.study_delays import (
     scenarios,
 )
 from freshrank.study_heads import exact_estimates, fit, sigmoid
+from freshrank.study_hinet import served_scores
 from freshrank.study_learner import Schedule, learn
 from freshrank.study_metrics import auc, by_bucket, normalized_entropy, over_seeds
 from freshrank.study_variants import PLAIN, VARIANTS, Variant, variant_rows
@@ -36,7 +39,7 @@ def test_where_the_truth_stands_still_every_policy_settles_where_theory_says() -
     config = DelayStudyConfig(hours=18, window_hours=6, items_per_hour=1_500, drift=0.0)
     table = run(scenarios(config)["stationary"], list(VARIANTS), rate=0.002).table
     of_oracle = {name: figures["calibration"] / table["oracle"]["calibration"] for name, figures in table.items()}
-    unbiased = ["wait", "eager", "eager_no_ratio", "fnw", "fnw_rn", "fsiw", "es_dfm", "es_dfm_exact", "defuse"]
+    unbiased = ["wait", "eager", "eager_plain", "fnw", "fnw_rn", "fsiw", "es_dfm", "es_dfm_exact", "defuse"]
     unbiased += ["defer_exact", "dfm_exact"]
     assert {name: of_oracle[name] for name in unbiased} == pytest.approx(dict.fromkeys(unbiased, 1.0), abs=0.02)
     # Their `late` head is a linear model of what is not linear: exact heads are in the list above.
@@ -68,9 +71,9 @@ def test_under_drift_policies_rank_as_they_should() -> None:
 def test_a_jump_of_traffic_misleads_eager_without_the_ratio_only() -> None:
     config = DelayStudyConfig(hours=12, window_hours=6, items_per_hour=1_500, drift=0.0)
     scenario = scenarios(config)["traffic_step"]
-    table = run(scenario, ["oracle", "eager", "eager_no_ratio", "fnw"]).table
+    table = run(scenario, ["oracle", "eager", "eager_plain", "fnw"]).table
     of_oracle = {name: figures["calibration"] / table["oracle"]["calibration"] for name, figures in table.items()}
-    assert of_oracle["eager_no_ratio"] > 1.2
+    assert of_oracle["eager_plain"] > 1.2
     assert of_oracle["eager"] == pytest.approx(1.0, abs=0.1)
     assert of_oracle["fnw"] == pytest.approx(1.0, abs=0.1)
 
@@ -145,6 +148,19 @@ def test_goal_l4_rare_orders_are_calibrated_within_three_percent_at_a_window_of_
         assert table["vanilla"]["calibration"] < 0.7
 
 
+def test_the_network_learns_the_same_worlds_through_the_whole_loop() -> None:
+    torch.set_num_threads(1)
+    config = dataclasses.replace(l4_scenario(DelayStudyConfig()).world, hours=0.05, intercept=-1.0)
+    world = draw_world(config, np.random.default_rng(0))
+    for name in ("eager", "oracle"):
+        score = served_scores(world, PLAIN[name])
+        served = ~np.isnan(score)
+        assert not served[:20].any()
+        assert served[len(score) // 2 :].all()
+        late = np.arange(len(score)) > len(score) // 2
+        assert auc(world.probability_N[late], score[late]) > 0.6
+
+
 def test_figures_of_known_probabilities_are_the_expectations_of_those_of_labels() -> None:
     rng = np.random.default_rng(0)
     p, score = rng.random(400), rng.random(400)
@@ -204,6 +220,7 @@ def test_command_writes_figures_page_and_plots(tmp_path: Path) -> None:
         (["--drift", "-1"], "drift: -1.0 is not allowed; at least 0"),
         (["--observe", "1440"], "observe_minutes: 1440.0 is not allowed; less than the window"),
         (["--items-per-hour", "1"], "items_per_hour: 1 is not allowed; at least 20"),
+        (["--model", "hinet", "--plots", "plots"], "--model hinet: has no curves; leave out --report and --plots"),
         (["--report", "nowhere/page.html"], "nowhere/page.html: there is no folder nowhere"),
     ],
 )
