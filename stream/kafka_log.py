@@ -155,6 +155,11 @@ class _Reading:
         try:
             return self._consumer.get_watermark_offsets(Position(*partition), timeout=REQUEST_TIMEOUT_S, cached=False)
         except KafkaException as error:
+            if error.args[0].code() in NO_SUCH_TOPIC:  # also what it says, at once, while the broker is gone
+                raise LogUnavailableError(
+                    f"kafka at {self._config.bootstrap_servers} does not tell the ends of {partition.topic}"
+                    f"[{partition.partition}]: it does not answer, or there is no such partition"
+                ) from error
             raise unavailable(self._config, error, f"asking for the ends of {partition.topic}") from error
 
 

@@ -138,6 +138,18 @@ def test_a_partition_that_does_not_exist_is_told(kafka_log: KafkaLogFactory) -> 
         kafka_log.reader().assign({TopicPartition(topic, 0): 0, TopicPartition(topic, 1): 0})
 
 
+def test_the_ends_of_a_partition_that_does_not_exist_are_an_error_of_one_line(
+    kafka_log: KafkaLogFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.kafka_log.REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("stream.kafka_python_log.REQUEST_TIMEOUT_S", 1.0)
+    topic = new("t")
+    kafka_log.create_topic(topic, 1)
+    with pytest.raises(LogUnavailableError, match=topic) as error:
+        kafka_log.reader().end_offsets([TopicPartition(topic, 7)])
+    assert "\n" not in str(error.value)
+
+
 def test_what_cannot_be_sent_is_counted_and_does_not_raise(kafka_log: KafkaLogFactory, wait_until: WaitUntil) -> None:
     topic = new("t")
     kafka_log.create_topic(topic, 1, {"max.message.bytes": "2000"})
