@@ -76,6 +76,8 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
         return ExitCode.USAGE, sentence
     if isinstance(error, stream_errors.FencedError):
         return ExitCode.FENCED, f"Another joiner has taken over: {sentence}"
+    if isinstance(error, stream_errors.LostMessagesError):
+        return ExitCode.USAGE, sentence
     if isinstance(error, stream_errors.LocalStoreError):
         return ExitCode.DISK, sentence
     if isinstance(error, stream_errors.StreamError):

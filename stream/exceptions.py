@@ -5,6 +5,7 @@ StreamError
 |- CopartitionError      refuse to start: give both input topics the same number of partitions
 |- FencedError           another joiner owns the partition: stop without committing
 |- TransactionAbortedError  nothing of the transaction is visible: start again from the committed offsets
+|- LostMessagesError     the log no longer holds what open slates need: raise the retention; the text says the choice
 |- LocalStoreError       the disk of the spilled state is full, damaged or in use: the text says which; start again
 |- OffsetMetadataError   committed by an incompatible release: drain with the old release, or reset the group
 `- LogUnavailableError   the broker does not answer: check its address, then start again
@@ -37,6 +38,10 @@ class OffsetMetadataError(StreamError):
 
 class LocalStoreError(StreamError):
     """The local store of the spilled state cannot be used."""
+
+
+class LostMessagesError(StreamError):
+    """Retention has deleted messages that open slates still need."""
 
 
 class LogUnavailableError(StreamError):

@@ -20,7 +20,7 @@ recovery from the log exact. The rules here are chosen for it and `docs/joiner.m
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from stream.emission import Emission, JoinCounters, LabelColumn
 from stream.schema import Feedback, Impression, SchemaConfig
@@ -28,6 +28,8 @@ from stream.state import Held, JoinState, Slate
 from stream.timeline import Outcome, Task, Timeline, at_feedback
 from stream.traffic import Traffic
 from stream.watermark import NO_WATERMARK, has_passed
+
+WhenLost = Literal["stop", "give_up"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,9 @@ class JoinConfig:
     """Time between two commits, in ms of processing time; at least 1. Labels are visible only once committed."""
     batch_items: int = 512
     """Most items in one message of `examples`; at least 1."""
+    when_lost: WhenLost = "stop"
+    """What to do where retention has deleted messages that open slates still need: `stop` refuses to take the
+    partition up, `give_up` leaves these slates without the labels that are not out yet, and counts the messages."""
 
     def __post_init__(self) -> None:
         at_least = {
@@ -68,6 +73,8 @@ class JoinConfig:
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {low}")
+        if self.when_lost not in get_args(WhenLost):
+            raise ValueError(f"when_lost: {self.when_lost!r} is not one of {', '.join(get_args(WhenLost))}")
         if self.max_ahead_ms > self.out_of_orderness_ms:
             raise ValueError(
                 f"max_ahead_ms: {self.max_ahead_ms} is not allowed; at most out_of_orderness_ms, "

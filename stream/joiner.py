@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from stream.codec import EventDecoder
 from stream.emission import JoinCounters
 from stream.examples import ExampleEncoder
-from stream.exceptions import CopartitionError, LogUnavailableError, TransactionAbortedError
+from stream.exceptions import CopartitionError, LogUnavailableError, LostMessagesError, TransactionAbortedError
 from stream.join import JoinConfig
 from stream.log import (
     DEAD_LETTER,
@@ -107,6 +107,7 @@ class Joiner:
             CopartitionError: the topics or the assignment do not fit together.
             FencedError: another joiner has taken over; nothing was committed that it will not find.
             OffsetMetadataError: the committed offsets are not of this release or of these label settings.
+            LostMessagesError: the log no longer holds what open slates need, and `when_lost` is `stop`.
             LogUnavailableError: the broker is gone, or a topic is missing.
         """
         while not should_stop():
@@ -276,6 +277,12 @@ class Joiner:
             lineage=f"{self._now_ms():x}",
         )
         if start.num_lost:
+            if self._config.when_lost == "stop":
+                raise LostMessagesError(
+                    f"partition {number} of {self._impressions} and {self._feedback}: {start.num_lost} messages that "
+                    "open slates need are deleted by retention; raise the topics' retention.ms, and set "
+                    "join.when_lost: give_up once, to go on without the labels of these slates"
+                )
             _LOG.error(
                 "messages that open slates need are gone from the log; these slates are given up, raise the retention. "
                 "partition=%d lost_messages=%d",

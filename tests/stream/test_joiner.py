@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import msgspec
@@ -15,6 +16,7 @@ from stream.exceptions import (
     CopartitionError,
     FencedError,
     LogUnavailableError,
+    LostMessagesError,
     OffsetMetadataError,
     TransactionAbortedError,
 )
@@ -411,8 +413,19 @@ def test_a_topic_created_anew_is_noticed() -> None:
         joiner.run_once()
 
 
-def test_what_retention_deleted_is_counted_and_never_contradicted(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_retention_deleted_stops_the_joiner_before_anything_is_committed() -> None:
     cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    open_slate(cluster)
+    cluster.broker.delete_before(TopicPartition(FEEDBACK, 0), 1)
+    labels = cluster.labels()
+    joiner = cluster.start()
+    with pytest.raises(LostMessagesError, match=r"1 messages .* are deleted by retention; .* join\.when_lost: give_up"):
+        joiner.run_once()
+    assert cluster.labels() == labels
+
+
+def test_what_retention_deleted_is_counted_and_never_contradicted(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster(SCHEMA, replace(CONFIG, when_lost="give_up"), num_partitions=1)
     open_slate(cluster)
     cluster.broker.delete_before(TopicPartition(FEEDBACK, 0), 1)
     cluster.start()

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,7 @@ def test_a_joiner_that_stops_leaves_a_snapshot_of_all_it_has_read(folder: Path) 
 
 def test_what_retention_deleted_is_given_up_for_good(folder: Path) -> None:
     """The feedback that made a label positive is gone: no snapshot of before may bring its slate back, now or later."""
-    cluster = Cluster(schema(), CONFIG, num_partitions=1, spill=config(folder))
+    cluster = Cluster(schema(), replace(CONFIG, when_lost="give_up"), num_partitions=1, spill=config(folder))
 
     def run() -> list[str]:
         """Returns the slates found at the start of a joiner that then runs until it has committed."""
@@ -424,6 +425,7 @@ def test_a_setting_out_of_range_is_refused(field: str, value: Any, message: str)
 
 DISK_IS_FULL = """
 import os, sys
+from dataclasses import replace
 from pathlib import Path
 from stream.exceptions import LocalStoreError
 from stream.local_store import LocalStore, StoreMemory
