@@ -26,13 +26,13 @@ V = TypeVar("V")
 class _Hot(Generic[V]):
     """A value in memory."""
 
-    __slots__ = ("due_ms", "stored_ms", "value")
+    __slots__ = ("due_ms", "is_stored", "value")
 
-    def __init__(self, value: V, due_ms: int, stored_ms: int | None) -> None:
+    def __init__(self, value: V, due_ms: int, *, is_stored: bool) -> None:
         self.value = value
         self.due_ms = due_ms
-        self.stored_ms = stored_ms
-        """Due time under which the store holds a copy, perhaps an old one."""
+        self.is_stored = is_stored
+        """Whether the store holds a copy, perhaps an old one."""
 
 
 class SpilledMap(Generic[V]):
@@ -92,12 +92,12 @@ class SpilledMap(Generic[V]):
         value, due_ms = self._decode(data), int.from_bytes(place, "big")
         self.num_frozen -= 1
         self.num_thawed += 1
-        self._keep(key, _Hot(value, due_ms, stored_ms=due_ms))
+        self._keep(key, _Hot(value, due_ms, is_stored=True))
         return value
 
     def put(self, key: str, value: V, due_ms: int) -> None:
-        """Adds a value whose key is not there."""
-        self._keep(key, _Hot(value, due_ms, stored_ms=None))
+        """Adds a value whose key is not there: one that is due anew has been taken before."""
+        self._keep(key, _Hot(value, due_ms, is_stored=False))
 
     def pop(self, key: str) -> V | None:
         """Returns and removes a value; None if there is none."""
@@ -173,24 +173,21 @@ class SpilledMap(Generic[V]):
         for key in keys:
             hot = self._hot[key]
             name, place = key.encode(), _place(hot.due_ms)
-            if hot.stored_ms is not None and hot.stored_ms != hot.due_ms:
-                changes.append((self._by_due + _place(hot.stored_ms) + name, None))
             changes.append((self._by_due + place + name, self._encode(hot.value)))
-            if hot.stored_ms != hot.due_ms:
+            if not hot.is_stored:
                 changes.append((self._by_key + name, place))
             self._lowest_ms = min(self._lowest_ms, hot.due_ms)
         self._store.write(changes)
         for key in keys:
-            hot = self._hot[key]
-            hot.stored_ms = hot.due_ms
+            self._hot[key].is_stored = True
             del self._dirty[key]
 
     def _removal(self, key: str, hot: _Hot[V]) -> list[tuple[bytes, bytes | None]]:
         """Returns the changes that remove the store's copy of a value, if there is one."""
-        if hot.stored_ms is None:
+        if not hot.is_stored:
             return []
         name = key.encode()
-        return [(self._by_due + _place(hot.stored_ms) + name, None), (self._by_key + name, None)]
+        return [(self._by_due + _place(hot.due_ms) + name, None), (self._by_key + name, None)]
 
     def _due_hot(self, watermark_ms: int) -> list[V]:
         """Returns and removes what is due in memory."""
@@ -208,7 +205,7 @@ class SpilledMap(Generic[V]):
         return due
 
     def _due_frozen(self, watermark_ms: int) -> list[V]:
-        """Returns and removes the first of what is due in the store."""
+        """Returns and removes the first of what is due in the store, once nothing in memory is."""
         due: list[V] = []
         if not self.num_frozen or self._lowest_ms >= watermark_ms:
             return due
@@ -219,16 +216,10 @@ class SpilledMap(Generic[V]):
             if len(due) == _SWEEP:
                 lowest_ms = int.from_bytes(record[2:10], "big")
                 break
-            name = record[10:]
-            hot = self._hot.get(name.decode())
-            if hot is None:
-                due.append(self._decode(data))
-                self.num_frozen -= 1
-            else:
-                hot.stored_ms = None  # due later by now: this copy is an old one
-                self._dirty[name.decode()] = None
-            removals += [(record, None), (self._by_key + name, None)]
+            due.append(self._decode(data))
+            removals += [(record, None), (self._by_key + record[10:], None)]
         self._lowest_ms = lowest_ms
+        self.num_frozen -= len(due)
         if removals:
             self._store.write(removals)
         return due
