@@ -116,11 +116,11 @@ class Spill:
         number = max((_number(path) for path in folder.glob("snapshot-*")), default=0) + 1
         try:
             self._states[partition].save(folder / f"snapshot-{number:08d}", record)
+            for path in _newest_first(folder)[_KEPT:]:
+                _remove(path)
         except OSError as error:
             raise LocalStoreError(f"{folder}: {error.strerror}") from error
         self.num_snapshots += 1
-        for path in _newest_first(folder)[_KEPT:]:
-            _remove(path)
 
     def drop(self, partition: TopicPartition) -> None:
         """Closes the state of a partition that is no longer ours; its snapshots stay."""
@@ -145,14 +145,15 @@ class Spill:
     def _open(self, folder: Path, resume: Resume, labels: str, lineage: str) -> TakenUp:
         folder.mkdir(parents=True, exist_ok=True)
         live = folder / "live"
+        for path in (*folder.glob("*.tmp"), *folder.glob("*.gone")):
+            shutil.rmtree(path)
         if is_marked_corrupt(live):
             _LOG.warning("The local store was damaged: its snapshots are given up, the log is replayed. path=%s", live)
             for path in _newest_first(folder):
                 self.num_rejected += 1
                 _remove(path)
-        for path in (live, *folder.glob("*.tmp"), *folder.glob("*.gone")):
-            if path.exists():
-                shutil.rmtree(path)
+        if live.exists():
+            shutil.rmtree(live)
         for path in _newest_first(folder):
             try:
                 record = read_record(path)
