@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import OFFSET_END, Consumer
+from confluent_kafka import TopicPartition as Position
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions
 
 from freshrank.exits import ExitCode
 from freshrank.join import GROUP_ID
 from stream.log import FEEDBACK, IMPRESSIONS, KafkaConfig, topic_name
-from stream.schema import SchemaConfig, TaskConfig
+from stream.schema import Impression, Items, SchemaConfig, TaskConfig
 from stream.topics import create_topics, topic_lag
 from tests.chaos.cluster import Joiners, write_run
 from tests.chaos.log import Feeder, expected_labels, read_events, read_labels
@@ -213,6 +214,38 @@ def test_topics_that_forget_too_early_are_refused_at_the_start(
     set_retention(log, impressions, needed_ms + 1)
     joiners.start("two")
     wait_until(lambda: joiners.num_takeovers("two") == NUM_PARTITIONS, "it works", timeout_s=40)
+
+
+def test_messages_deleted_while_their_slates_are_open_stop_the_joiner(
+    joiners: Joiners, log: KafkaConfig, wait_until: WaitUntil
+) -> None:
+    impressions = topic_name(log, IMPRESSIONS)
+    now_ms = time.time_ns() // 1_000_000
+    feeder = Feeder(log, [])
+    feeder.start()
+    joiners.start("one")
+    wait_until(lambda: joiners.num_takeovers("one") == NUM_PARTITIONS, "it works", timeout_s=40)
+    feeder.finish([Impression("r", "u", "home", now_ms, Items(id=["a", "b"]))])
+    wait_until(lambda: sum(num_read_of(log, IMPRESSIONS).values()) == 1, "the slate is read", timeout_s=40)
+    assert joiners.stop("one") == 0
+    admin = AdminClient({"bootstrap.servers": log.bootstrap_servers})
+    deleted = admin.delete_records([Position(impressions, number, OFFSET_END) for number in range(NUM_PARTITIONS)])
+    for each in deleted.values():
+        each.result(20)
+    joiners.start("two")
+    wait_until(lambda: joiners.exit_code("two") is not None, "it has refused", timeout_s=40)
+    assert joiners.exit_code("two") == ExitCode.USAGE
+    assert " 1 messages that open slates need are deleted by retention; " in joiners.last_words("two")
+    assert joiners.last_words("two").endswith(
+        "join.when_lost: give_up once, to go on without the labels of these slates"
+    )
+
+
+def num_read_of(log: KafkaConfig, topic: str) -> dict[int, int]:
+    """Returns, per partition of a topic, how many messages the group has dealt with."""
+    lag = topic_lag(log, log.topic_prefix + GROUP_ID)
+    name = topic_name(log, topic)
+    return {where.partition: each.next_offset for where, each in lag.items() if where.topic == name}
 
 
 def set_retention(log: KafkaConfig, topic: str, retention_ms: int) -> None:
