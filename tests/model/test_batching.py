@@ -3,7 +3,7 @@
 from random import Random
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.batching import MicroBatcher, Order, Part
@@ -122,6 +122,7 @@ def test_log_order_ends_with_a_shorter_batch() -> None:
     assert one.full_batch(finished=(0, 1)) is None
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12), st.integers(0, 3)), max_size=30),
     st.integers(1, 8),
