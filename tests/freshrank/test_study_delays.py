@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_goal_l4_rare_orders_are_calibrated_within_three_percent_at_a_window_of_
 
 def test_the_network_learns_the_same_worlds_through_the_whole_loop() -> None:
     torch.set_num_threads(1)
-    easy = {"hours": 0.06, "intercept": 0.0, "num_features": 4, "weight_scale": 1.5}
+    easy: dict[str, Any] = {"hours": 0.06, "intercept": 0.0, "num_features": 4, "weight_scale": 1.5}
     config = dataclasses.replace(l4_scenario(DelayStudyConfig()).world, **easy)
     world = draw_world(config, np.random.default_rng(0))
     for name in ("eager", "oracle"):

@@ -1,6 +1,7 @@
 """The world of delayed feedback does what its truth says."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,6 @@ def test_same_generator_same_world() -> None:
         ({"slate_size": 0}, "slate_size: 0 is not allowed; at least 1"),
     ],
 )
-def test_bad_settings_are_refused(change: dict[str, float], sentence: str) -> None:
+def test_bad_settings_are_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         dataclasses.replace(CONFIG, **change)
