@@ -26,7 +26,7 @@ from tests.chaos.run import Outcome, Run
 from tests.chaos.traffic import TrafficConfig
 
 COLUMNS = (
-    "seed", "events", "labels", "kills", "rebalances", "stalls", "fenced", "broker_restarts",
+    "seed", "events", "labels", "kills", "rebalances", "stalls", "fenced", "broker_restarts", "hanging",
     "lost", "double", "contradictory", "wrong", "took_s",
 )  # fmt: skip
 

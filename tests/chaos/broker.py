@@ -11,7 +11,7 @@ class Broker:
     """One broker on a folder and a port of its own; the caller need not wait while it is away."""
 
     def __init__(self, folder: Path, port: int, kafka_home: Path) -> None:
-        self._folder, self._port, self._kafka_home = folder, port, kafka_home
+        self._folder, self._port, self.kafka_home = folder, port, kafka_home
         # One thread for all its lives: a child is killed by the kernel when the thread that started it ends.
         self._thread = ThreadPoolExecutor(1)
         self._coming: Future[Service] = self._thread.submit(self._start)
@@ -50,4 +50,4 @@ class Broker:
         return self._start()
 
     def _start(self) -> Service:
-        return start_broker(self._folder, self._port, "kafka", kafka_home=self._kafka_home)
+        return start_broker(self._folder, self._port, "kafka", kafka_home=self.kafka_home)

@@ -21,6 +21,7 @@ from stream.topics import create_topics, topic_lag
 from tests.chaos.broker import Broker
 from tests.chaos.cluster import RESTARTABLE, STOPPED, Joiners, wait_for, write_run
 from tests.chaos.faults import Fault, FaultConfig, faults
+from tests.chaos.hanging import abort_hanging
 from tests.chaos.log import Feeder, expected_labels, read_events, read_labels
 from tests.chaos.traffic import TrafficConfig, arrivals
 from tests.chaos.verdict import judge
@@ -54,6 +55,8 @@ class Outcome:
     fenced: int = 0
     """Joiners that ended because another one had taken over."""
     broker_restarts: int = 0
+    hanging: int = 0
+    """Transactions of dead joiners that the broker had lost sight of and an operator had to abort."""
     labels: int = 0
     """Labels that had to go out."""
     report: dict[str, Any] = field(default_factory=dict)
@@ -212,6 +215,10 @@ class Run:
             return len(lag) == 2 * NUM_PARTITIONS and not any(each.num_messages for each in lag.values())
 
         self._say("the load is over")
+        if wait_for(is_joined, _DRAIN_TIMEOUT_S / 2):
+            return
+        self.outcome.hanging = abort_hanging(self._broker.kafka_home, self._broker.endpoint)
+        self._say(f"{self.outcome.hanging} transactions that the broker had lost sight of are aborted")
         if not wait_for(is_joined, _DRAIN_TIMEOUT_S):
             self.outcome.problems.append(f"not all is joined {_DRAIN_TIMEOUT_S:g} s after the end")
 

@@ -1,0 +1,44 @@
+"""Transactions that the broker has lost sight of: found, and ended as an operator would.
+
+Apache Kafka 4.3.0, restarted while a dead producer's transaction is open, may complete its abort without writing the
+mark into `__consumer_offsets`. Then the group's offsets stay hidden for ever, and nobody can take its partitions up.
+"""
+
+import subprocess
+import time
+from pathlib import Path
+
+_TOPIC = "__consumer_offsets"
+_NUM_PARTITIONS = 4
+"""As `freshrank.embedded` sets it."""
+_HANGING_MS = 20_000
+"""Twice the joiner's transaction timeout: to abort a transaction that is alive would tear it apart."""
+_TOOL_TIMEOUT_S = 60.0
+
+
+def abort_hanging(kafka_home: Path, endpoint: str) -> int:
+    """Aborts what is open in the group's offsets for longer than any transaction may last; returns how many."""
+    num_aborted = 0
+    for partition in range(_NUM_PARTITIONS):
+        for start in _open_since(kafka_home, endpoint, partition):
+            where = ["--topic", _TOPIC, "--partition", str(partition), "--start-offset", str(start)]
+            _ask(kafka_home, endpoint, "abort", *where)
+            num_aborted += 1
+    return num_aborted
+
+
+def _open_since(kafka_home: Path, endpoint: str, partition: int) -> list[int]:
+    """Returns the offsets at which transactions begin that the broker should have ended long ago."""
+    told = _ask(kafka_home, endpoint, "describe-producers", "--topic", _TOPIC, "--partition", str(partition))
+    rows = [line.split() for line in told.splitlines() if line.strip()]
+    # Columns: producer id, epoch, coordinator epoch, last sequence, last timestamp, start of the open transaction.
+    return [
+        int(row[5])
+        for row in rows
+        if len(row) == 6 and row[5].isdigit() and int(row[4]) < time.time() * 1_000 - _HANGING_MS
+    ]
+
+
+def _ask(kafka_home: Path, endpoint: str, *arguments: str) -> str:
+    argv = [str(kafka_home / "bin" / "kafka-transactions.sh"), "--bootstrap-server", endpoint, *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=_TOOL_TIMEOUT_S).stdout
