@@ -6,13 +6,13 @@ slates shown lately meet negatives of slates shown a window before. While traffi
     ratio = n(feedback - window - grace) / n(slate)        n: impressions of the scenario per time
 
 the expected weight of the positives emitted at a time is that of the negatives emitted then. n is the mean of the
-three buckets of window / 24 that were complete `out_of_orderness_ms` before: a function of the log, not of when it is
+three buckets of window / 96 that were complete `out_of_orderness_ms` before: a function of the log, not of when it is
 read, so that a replay stamps the same ratios.
 """
 
 from collections.abc import Iterable
 
-_BUCKETS_PER_WINDOW = 24
+_BUCKETS_PER_WINDOW = 96
 _NUM_MEANT = 3
 MAX_RATIO = 10.0
 

@@ -14,7 +14,10 @@ REPO_ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((REPO_ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 PYTHON_FILES = sorted(
-    path for folder in (*PACKAGES, "tests", "benchmarks") for path in (REPO_ROOT / folder).rglob("*.py")
+    path
+    for folder in (*PACKAGES, "tests", "benchmarks")
+    for path in (REPO_ROOT / folder).rglob("*.py")
+    if not any(part.startswith(".") for part in path.relative_to(REPO_ROOT).parts)
 )
 SERVICE_CLIENTS = ("confluent_kafka", "kafka", "aiokafka", "faust", "redis", "prometheus_client", "litestar", "httpx")
 

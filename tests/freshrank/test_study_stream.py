@@ -95,7 +95,7 @@ def test_traffic_ratio_undoes_the_step_once_its_counts_have_caught_up(
 ) -> None:
     """Slates are counted in the last buckets complete when they are shown, so their ratio is out of date for a while.
 
-    Their positives carry that on for as long as delays are. Hence the second eighth of the window is still off.
+    Their positives carry that on for as long as delays are: the second eighth of the window alone is a little off.
     """
     world, rows = step
     base = world.label_N.mean() / (1 - world.label_N.mean())
@@ -103,7 +103,7 @@ def test_traffic_ratio_undoes_the_step_once_its_counts_have_caught_up(
     assert all(0.97 < after < before for before, after in zip(plain, ratio, strict=True))
     assert ratio[1] < 1.45 < 3.3 < plain[1]
     assert ratio[2] < 1.15
-    assert odds(rows["ratio"], 3 / 8, 1.0) / base == pytest.approx(1.0, abs=0.03)
+    assert odds(rows["ratio"], 1 / 8, 1.0) / base == pytest.approx(1.0, abs=0.03)
 
 
 def test_with_the_ratio_no_positive_counts_before_a_window_has_passed(small: DelayWorld) -> None:

@@ -7,7 +7,7 @@ from stream.schema import Feedback, Impression, TaskConfig
 from stream.traffic import MAX_RATIO, Traffic
 from tests.stream.build import did, schema, shown
 
-WINDOW_MS, BUCKET_MS = 24_000, 1_000
+WINDOW_MS, BUCKET_MS = 24_000, 250
 SCHEMA = schema(click=TaskConfig(action="click", window_ms=WINDOW_MS, traffic_ratio=True))
 CONFIG = JoinConfig(grace_ms=0, out_of_orderness_ms=0, max_ahead_ms=0, duplicate_ms=0)
 
@@ -21,33 +21,33 @@ def traffic(*per_bucket: int, scenario: str = "home") -> Traffic:
 
 
 def test_steady_traffic_has_a_ratio_of_one() -> None:
-    assert traffic(*[7] * 60).ratio("home", shown_ms=40_000, feedback_ms=45_000) == 1.0
+    assert traffic(*[7] * 240).ratio("home", shown_ms=40_000, feedback_ms=45_000) == 1.0
 
 
 def test_the_ratio_compares_a_window_before_the_feedback_with_the_time_of_the_slate() -> None:
-    counted = traffic(*[2] * 30, *[8] * 30)
-    # Buckets 27 to 29 and 30 to 32 are those before 30,000 and 33,000.
+    counted = traffic(*[2] * 120, *[8] * 120)
+    # The three buckets before 9,000 and before 33,000: a window lies between.
     assert counted.ratio("home", shown_ms=33_000, feedback_ms=33_000) == 2 / 8
     assert counted.ratio("home", shown_ms=33_000, feedback_ms=33_000 + WINDOW_MS) == 1.0
     assert counted.ratio("home", shown_ms=30_000, feedback_ms=30_000) == 1.0, "the slate's own bucket is not complete"
 
 
 def test_at_the_start_there_was_no_traffic_a_window_ago() -> None:
-    assert traffic(*[5] * 20).ratio("home", shown_ms=10_000, feedback_ms=12_000) == 0.0
+    assert traffic(*[5] * 80).ratio("home", shown_ms=10_000, feedback_ms=12_000) == 0.0
 
 
 def test_traffic_that_stopped_and_came_back_is_bounded() -> None:
-    assert traffic(*[9] * 20, *[0] * 30).ratio("home", shown_ms=40_000, feedback_ms=40_000) == MAX_RATIO
+    assert traffic(*[9] * 80, *[0] * 120).ratio("home", shown_ms=40_000, feedback_ms=40_000) == MAX_RATIO
 
 
 def test_scenarios_are_counted_apart() -> None:
-    assert traffic(*[5] * 60, scenario="search").ratio("home", shown_ms=40_000, feedback_ms=41_000) == 0.0
+    assert traffic(*[5] * 240, scenario="search").ratio("home", shown_ms=40_000, feedback_ms=41_000) == 0.0
 
 
 def test_what_no_open_slate_can_ask_for_is_forgotten() -> None:
-    counted = traffic(*[3] * 200)
+    counted = traffic(*[3] * 800)
     counted.forget(190_000)
-    assert len(counted.state()) < 70
+    assert len(counted.state()) < 240
     assert counted.ratio("home", shown_ms=190_000 - WINDOW_MS, feedback_ms=190_000 - WINDOW_MS) == 1.0
 
 
@@ -104,7 +104,7 @@ def test_through_a_step_in_traffic_positives_and_negatives_keep_their_balance() 
             emissions += core.observe_feedback(did(at=at + 500, on=f"r{number}"), number // 2)
         emissions += core.advance(at)
         # From the step on until its slates close: positives of the new traffic meet negatives of the old.
-        if 64_000 <= at < 60_000 + WINDOW_MS:
+        if 61_500 <= at < 60_000 + WINDOW_MS:
             for emission in emissions:
                 column = emission.columns["click"]
                 for row, label in enumerate(column.label):
@@ -126,4 +126,4 @@ def test_the_log_must_keep_what_a_restart_reads_again() -> None:
     plain = schema(click=TaskConfig(action="click", window_ms=60_000, traffic_ratio=False))
     assert replay_span_ms(plain, config) == 60_000 + 2_000 + 500 + 1_000
     counting = schema(click=TaskConfig(action="click", window_ms=60_000, traffic_ratio=True))
-    assert replay_span_ms(counting, config) == 2 * 62_000 + 1_000 + 4 * 2_500 + 1_000
+    assert replay_span_ms(counting, config) == 2 * 62_000 + 1_000 + 4 * 625 + 1_000
