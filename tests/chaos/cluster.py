@@ -131,8 +131,8 @@ class Joiners:
         return self._children[name].exit_code()
 
     def last_words(self, name: str) -> str:
-        """Returns the last line it printed: where it failed, the sentence that says how."""
-        return self.log_path(name).read_text().strip().splitlines()[-1]
+        """Returns the last line it printed: where it failed, the sentence that says how; empty if it printed nothing."""
+        return (self.log_path(name).read_text().strip().splitlines() or [""])[-1]
 
     def log_path(self, name: str) -> Path:
         """Returns where its output goes."""
