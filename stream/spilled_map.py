@@ -16,7 +16,7 @@ from stream.local_store import LocalStore
 from stream.watermark import has_passed
 
 _FREEZE = 512
-"""Most values frozen at a time: about five milliseconds."""
+"""Most values written at a time: about five milliseconds."""
 _SWEEP = 256
 """Values read at a time when they come due."""
 
@@ -131,7 +131,9 @@ class SpilledMap(Generic[V]):
 
         What is in memory stays there.
         """
-        self._write(list(islice(self._dirty, at_most)))
+        keys = list(islice(self._dirty, at_most))
+        for first in range(0, len(keys), _FREEZE):
+            self._write(keys[first : first + _FREEZE])
 
     def load(self, num_values: int) -> None:
         """Takes up a store that a `save` of as many values left."""
