@@ -131,7 +131,7 @@ class Joiners:
         return self._children[name].exit_code()
 
     def last_words(self, name: str) -> str:
-        """Returns the last line it printed: where it failed, the sentence that says how; empty if it printed nothing."""
+        """Returns the last line it printed: the sentence that says how it failed; empty if there is none."""
         return (self.log_path(name).read_text().strip().splitlines() or [""])[-1]
 
     def log_path(self, name: str) -> Path:
