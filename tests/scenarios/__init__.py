@@ -1,0 +1,1 @@
+"""Named scenarios of the join: YAML files that the in-memory log and a real Kafka play alike."""
