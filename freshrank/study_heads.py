@@ -1,8 +1,8 @@
 """What the weights of some policies need to know about delays, as small linear models on settled rows.
 
-As `model.auxiliary` has them, less the tower: three logistic models, and for `dfm` the rate of exponential delays. They
-are fitted once and then take one gradient step per batch of settled rows. The rows are the same under every policy, so
-that one set serves all. Letters: N items, R rows, F features.
+As `model.task_heads` has them, less the tower: three logistic models, and for `dfm` the rate of exponential delays.
+They are fitted once and then take one gradient step per batch of settled rows. The rows are the same under every
+policy, so that one set serves all. Letters: N items, R rows, F features.
 """
 
 from typing import Any

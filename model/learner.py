@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.assembly import InputLayout
-from model.auxiliary import AuxiliaryHeads, SettledRows
+from model.auxiliary import AuxiliaryHeads
 from model.config import ModelConfig
 from model.delayed_labels import DelayedLabels, PolicyWeights, policy_weights
 from model.embedding import EmbeddingTable, FieldCounters
@@ -21,6 +21,7 @@ from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.hinet import HiNet
 from model.label_policy import Estimate
 from model.losses import ScenarioShares, hold_back_positives, multi_scenario_loss
+from model.task_heads import SettledRows
 from stream.schema import PolicyName, SchemaConfig
 
 STATE_FORMAT = 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.auxiliary import AuxiliaryHeads, SettledRows
+from model.auxiliary import AuxiliaryHeads
 from model.delayed_labels import POLICY_CODE, DelayedLabels, policy_weights
 from model.examples import ExampleDecoder, TrainRows
 from model.features import FeatureEncoder, RowColumns
@@ -16,6 +16,7 @@ from model.label_policy import row_terms, served_probability
 from model.learner import LabelBatch, Learner
 from model.serving import ServingModel
 from model.source import MemoryExampleSource
+from model.task_heads import SettledRows
 from model.trainer import Trainer
 from stream.schema import KIND_CODE, KindName, PolicyName
 from tests.model.delayed_log import (
