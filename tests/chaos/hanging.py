@@ -1,35 +1,36 @@
 """Transactions that the broker has lost sight of: found, and ended as an operator would.
 
 Apache Kafka 4.3.0, restarted while a dead producer's transaction is open, may complete its abort without writing the
-mark into `__consumer_offsets`. Then the group's offsets stay hidden for ever, and nobody can take its partitions up.
+marks. In `__consumer_offsets` that hides the group's offsets for ever, and nobody can take its partitions up; in
+`examples` it hides all later labels from those who read what is committed.
 """
 
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-_TOPIC = "__consumer_offsets"
+OFFSETS_TOPIC = "__consumer_offsets"
 _NUM_PARTITIONS = 4
-"""As `freshrank.embedded` sets it."""
+"""Of the group's offsets, as `freshrank.embedded` sets it, and of the topics of a run."""
 _HANGING_MS = 20_000
 """Twice the joiner's transaction timeout: to abort a transaction that is alive would tear it apart."""
 _TOOL_TIMEOUT_S = 60.0
 
 
-def abort_hanging(kafka_home: Path, endpoint: str) -> int:
-    """Aborts what is open in the group's offsets for longer than any transaction may last; returns how many."""
+def abort_hanging(kafka_home: Path, endpoint: str, topics: Sequence[str]) -> int:
+    """Aborts what is open in these topics for longer than any transaction may last; returns how many."""
     num_aborted = 0
-    for partition in range(_NUM_PARTITIONS):
-        for start in _open_since(kafka_home, endpoint, partition):
-            where = ["--topic", _TOPIC, "--partition", str(partition), "--start-offset", str(start)]
-            _ask(kafka_home, endpoint, "abort", *where)
+    for place in ([topic, str(partition)] for topic in topics for partition in range(_NUM_PARTITIONS)):
+        where = ["--topic", place[0], "--partition", place[1]]
+        for start in _open_since(_ask(kafka_home, endpoint, "describe-producers", *where)):
+            _ask(kafka_home, endpoint, "abort", *where, "--start-offset", str(start))
             num_aborted += 1
     return num_aborted
 
 
-def _open_since(kafka_home: Path, endpoint: str, partition: int) -> list[int]:
+def _open_since(told: str) -> list[int]:
     """Returns the offsets at which transactions begin that the broker should have ended long ago."""
-    told = _ask(kafka_home, endpoint, "describe-producers", "--topic", _TOPIC, "--partition", str(partition))
     rows = [line.split() for line in told.splitlines() if line.strip()]
     # Columns: producer id, epoch, coordinator epoch, last sequence, last timestamp, start of the open transaction.
     return [

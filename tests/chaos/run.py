@@ -15,13 +15,13 @@ import numpy as np
 from freshrank.exits import ExitCode
 from freshrank.join import GROUP_ID, MAX_POLL_INTERVAL
 from stream.audit import FAULTS
-from stream.log import KafkaConfig
+from stream.log import EXAMPLES, KafkaConfig, topic_name
 from stream.schema import OBSERVING_POLICIES, PolicyName, SchemaConfig, TaskConfig
 from stream.topics import create_topics, topic_lag
 from tests.chaos.broker import Broker
 from tests.chaos.cluster import RESTARTABLE, STOPPED, Joiners, wait_for, write_run
 from tests.chaos.faults import Fault, FaultConfig, faults
-from tests.chaos.hanging import abort_hanging
+from tests.chaos.hanging import OFFSETS_TOPIC, abort_hanging
 from tests.chaos.log import Feeder, expected_labels, read_events, read_labels
 from tests.chaos.traffic import TrafficConfig, arrivals
 from tests.chaos.verdict import judge
@@ -217,7 +217,9 @@ class Run:
         self._say("the load is over")
         if wait_for(is_joined, _DRAIN_TIMEOUT_S / 2):
             return
-        self.outcome.hanging = abort_hanging(self._broker.kafka_home, self._broker.endpoint)
+        self.outcome.hanging = abort_hanging(
+            self._broker.kafka_home, self._broker.endpoint, (OFFSETS_TOPIC, topic_name(self._kafka, EXAMPLES))
+        )
         self._say(f"{self.outcome.hanging} transactions that the broker had lost sight of are aborted")
         if not wait_for(is_joined, _DRAIN_TIMEOUT_S):
             self.outcome.problems.append(f"not all is joined {_DRAIN_TIMEOUT_S:g} s after the end")
