@@ -26,7 +26,7 @@ def test_one_seed_of_chaos(kafka_home: Path, free_port: Callable[[], int], tmp_p
     assert outcome.is_right, (outcome, said)
     assert outcome.broker_restarts == 1
     assert outcome.kills >= 1
-    assert outcome.labels == outcome.report["judged"] > 1_000
+    assert outcome.labels > outcome.report["judged"] > 1_000
 
 
 def test_blows_are_those_of_the_seed_and_fall_within_the_load() -> None:
