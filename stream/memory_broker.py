@@ -30,9 +30,13 @@ class CrashSchedule:
     """Numbers of the steps to crash at."""
     steps: list[StepName] = field(default_factory=list)
     """The steps so far: run once without crashes to learn how many there are to crash at."""
+    meanwhile: Callable[[StepName], None] | None = None
+    """Called at each step before it takes effect: what other processes do while this one is there."""
 
     def step(self, name: StepName) -> None:
         """Counts one step, and crashes if it is its turn."""
+        if self.meanwhile is not None:
+            self.meanwhile(name)
         self.steps.append(name)
         if len(self.steps) - 1 in self.crash_at:
             raise Crash(f"step {len(self.steps) - 1}, {name}")
@@ -236,6 +240,11 @@ class MemoryBroker:
     def committed(self, group: str, at: TopicPartition) -> OffsetAndMetadata | None:
         """Returns what the group has committed for a partition."""
         return self._group(group).committed.get(at)
+
+    def is_stable_offset(self, group: str, at: TopicPartition) -> bool:
+        """Returns whether no open transaction holds an offset of the partition, which it may yet commit (KIP-447)."""
+        sent = [offsets for transaction in self._open.values() for offsets in transaction.offsets]
+        return not any(of == group and at in offsets for of, offsets in sent)
 
     def _group(self, group: str) -> _Group:
         return self._groups.setdefault(group, _Group())

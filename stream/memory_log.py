@@ -85,6 +85,9 @@ class MemoryGroupMember(_MemoryReading):
             self.generation = self._broker.rejoin(self.group, self.member)
             current = self._broker.assignment(self.group, self.member)
             if current != self._assigned:
+                if not all(self._broker.is_stable_offset(self.group, at) for at in current):
+                    # On Kafka asking for committed offsets waits here; nothing waits in memory.
+                    return Poll((), revoked=revoked)
                 self._assigned = current
                 return Poll((), assigned=current, revoked=revoked)
         return Poll(self._fetch(max_messages, timeout_ms))
