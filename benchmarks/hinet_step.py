@@ -19,7 +19,8 @@ from benchmarks.harness import Figure, Rate, cpu_rate
 from model.config import ModelConfig
 from model.features import EncodingConfig, RowColumns
 from model.hinet import HiNetConfig
-from model.learner import LabelBatch, Learner
+from model.labels import LabelBatch
+from model.learner import Learner
 from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig, TaskConfig
 
 COMMAND = "python -m benchmarks.hinet_step"

@@ -148,7 +148,7 @@ class Publisher:
     def __init__(self, redis_url: str, preset: Preset, keys: np.ndarray[Any, np.dtype[np.int64]]) -> None:
         self._store = RedisSnapshotStore(redis_url, f"bench-{preset}")
         self._config = ModelConfig(preset=preset)
-        self._tensors = Learner(SCHEMA, self._config, seed=0).serving_full()
+        self._tensors = Learner(SCHEMA, self._config, seed=0).trained.serving_full()
         self._keys = keys
         self._rng = np.random.default_rng(1)
         self._version = 0

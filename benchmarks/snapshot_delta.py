@@ -26,7 +26,8 @@ from redis.retry import Retry
 from benchmarks.harness import Figure
 from model.config import ModelConfig
 from model.features import EncodingConfig, RowColumns
-from model.learner import LabelBatch, Learner
+from model.labels import LabelBatch
+from model.learner import Learner
 from model.publish import Identity, Progress, Publisher, PublishStats
 from model.snapshot import Manifest
 from model.store import FIRST_ANNOUNCEMENT
@@ -134,7 +135,7 @@ def new_publisher(store: RedisSnapshotStore) -> Publisher:
 def publish(publisher: Publisher, world: World, applied: Iterator[tuple[int, float]]) -> tuple[Manifest, float, float]:
     """Returns what went live, when the publisher was done, and when the reader served it (monotonic seconds)."""
     progress = Progress(step=world.learner.num_steps, watermark_ms=now_ms(), offsets={}, metrics={})
-    manifest = publisher.publish(world.learner, progress)
+    manifest = publisher.publish(world.learner.trained, progress)
     published_s = time.monotonic()
     assert manifest is not None
     version, applied_s = next(applied)

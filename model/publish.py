@@ -1,4 +1,4 @@
-"""From a learner to a live snapshot: candidate, gate, promotion, in the numbered order of `model.store`."""
+"""From a model in training to a live snapshot: candidate, gate, promotion, in the numbered order of `model.store`."""
 
 import logging
 from collections import Counter
@@ -10,11 +10,11 @@ import numpy as np
 
 from model.exceptions import SnapshotGapError, StaleEpochError, StoreError, StoreUnavailableError
 from model.gate import PublishGate
-from model.learner import Learner
 from model.metrics import Int64Array
 from model.progressive import Report
 from model.snapshot import MAX_FEEDBACK_TIMES, Manifest, encode_payload, payload_sha256
 from model.store import SnapshotStore
+from model.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class FeedbackSample:
 
 
 class Publisher:
-    """Publishes a learner's weights to one store. Runs on the trainer's thread: nothing is learned meanwhile.
+    """Publishes a model's weights to one store. Runs on the trainer's thread: nothing is learned meanwhile.
 
     The first snapshot of a trainer is a full one. A delta follows only on a live version of its own epoch: whatever was
     lost in between (a store that forgot, a candidate that failed), rows stay marked until a version with them is live.
@@ -121,7 +121,7 @@ class Publisher:
         """The last version number given out, live or not."""
         return self._version
 
-    def publish(self, learner: Learner, progress: Progress) -> Manifest | None:
+    def publish(self, model: TrainedModel, progress: Progress) -> Manifest | None:
         """Returns the manifest that went live; None if none did, which is counted and logged.
 
         Raises:
@@ -129,7 +129,7 @@ class Publisher:
         """
         started_ms = self._now_ms()
         try:
-            manifest = self._publish(learner, progress)
+            manifest = self._publish(model, progress)
         except StoreUnavailableError as error:
             self.stats.failures["unavailable"] += 1
             logger.warning("Snapshot not published, training goes on error=%s", error)
@@ -142,7 +142,7 @@ class Publisher:
         self.stats.last_ms = self._now_ms() - started_ms
         return manifest
 
-    def _publish(self, learner: Learner, progress: Progress) -> Manifest | None:
+    def _publish(self, model: TrainedModel, progress: Progress) -> Manifest | None:
         gate = self._gate or self._start()
         live = self._store.pointer()
         if live is not None and live.epoch == self.stats.epoch and live.version != self.stats.version:
@@ -152,7 +152,7 @@ class Publisher:
         is_delta = (
             live is not None and live.epoch == self.stats.epoch and self._deltas_since_full + 1 < self._full_every
         )
-        tensors = learner.serving_delta() if is_delta else learner.serving_full()
+        tensors = model.serving_delta() if is_delta else model.serving_full()
         payload = encode_payload(tensors)
         num_rows = self._candidate_rows = len(tensors["rows.keys"])
         # Every candidate has a number of its own, so that no key of the store is ever written twice.
@@ -180,7 +180,7 @@ class Publisher:
             logger.error("Snapshot failed its gate version=%d reasons=%s", manifest.version, "; ".join(reasons))
             return None
         self._store.promote(manifest)  # 4
-        learner.mark_promoted()
+        model.mark_promoted()
         self.feedback.clear()
         gate.promoted(manifest, num_rows)
         self._went_live(manifest, num_rows)

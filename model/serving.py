@@ -17,7 +17,7 @@ from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.hinet import HiNet
 from model.id_table import NO_ROW, IdTable
 from model.label_policy import served_probability
-from model.learner import check_same_shapes
+from model.shapes import check_same_shapes
 from stream.schema import PolicyName, SchemaConfig
 
 

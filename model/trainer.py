@@ -19,11 +19,13 @@ from model.compatibility import differences, weights_depend_on
 from model.config import ModelConfig
 from model.examples import ExampleDecoder, TrainRows
 from model.exceptions import CheckpointMismatchError, ExampleError, TrainingDivergedError
-from model.learner import LabelBatch, Learner, StepReport
+from model.labels import LabelBatch
+from model.learner import Learner
 from model.progressive import MetricsConfig, ProgressiveMetrics
 from model.publish import Identity, Progress, Publisher, PublishStats
 from model.snapshot import Manifest
 from model.source import ExampleMessage, ExampleSource
+from model.step_report import StepReport
 from model.store import SnapshotStore
 from stream.schema import SchemaConfig
 
@@ -397,7 +399,7 @@ class Trainer:
             offsets={partition: position.offset for partition, position in self._positions.items()},
             metrics=self.metrics.report("window"),
         )
-        manifest = self._publisher.publish(self.learner, progress)
+        manifest = self._publisher.publish(self.learner.trained, progress)
         if manifest is not None:
             self._published_step = manifest.step
         else:
@@ -460,10 +462,10 @@ class Trainer:
             schema_hash=self._schema.schema_hash(),
             config_hash=self._config_hash,
             depends_on=weights_depend_on(self._schema, self._model_config),
-            learner_meta=self.learner.state_meta(),
+            learner_meta=self.learner.trained.state_meta(),
             counters={name: getattr(self.stats, name) for name in _KEPT_COUNTS},
         )
-        return Checkpoint(manifest, self.learner.state(), self.metrics.state())
+        return Checkpoint(manifest, self.learner.trained.state(), self.metrics.state())
 
     def resume(self) -> bool:
         """Takes up the newest whole checkpoint. Returns whether there was one.
@@ -482,7 +484,7 @@ class Trainer:
                 f"the checkpoint of step {manifest.step} cannot be continued, the config changed: {'; '.join(changed)}"
             )
         try:
-            self.learner.load_state(checkpoint.tensors, manifest.learner_meta)
+            self.learner.trained.load_state(checkpoint.tensors, manifest.learner_meta)
         except ValueError as error:
             raise CheckpointMismatchError(f"the checkpoint of step {manifest.step} does not fit: {error}") from error
         self.metrics.load_state(checkpoint.metrics)

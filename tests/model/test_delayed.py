@@ -13,7 +13,8 @@ from model.delayed_labels import POLICY_CODE, DelayedLabels, policy_weights
 from model.examples import ExampleDecoder, TrainRows
 from model.features import FeatureEncoder, RowColumns
 from model.label_policy import row_terms, served_probability
-from model.learner import LabelBatch, Learner
+from model.labels import LabelBatch
+from model.learner import Learner
 from model.serving import ServingModel
 from model.source import MemoryExampleSource
 from model.task_heads import SettledRows
@@ -147,7 +148,7 @@ def test_a_log_trains_by_the_policy_it_was_recorded_under() -> None:
         trainer = new_trainer(schema=schema_of(order=configured), model=MODEL, config=CONFIG)
         for offset, value in enumerate(log):
             trainer.train_message(value, 0, offset)
-        states.append(trainer.learner.state())
+        states.append(trainer.learner.trained.state())
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -159,19 +160,19 @@ def test_settled_rows_move_the_heads_and_nothing_else() -> None:
     learner = Learner(schema_of(order="es_dfm"), NO_WARM_UP, seed=0)
     rows = whole("es_dfm")
     learner.learn(rows.batch, labels_of(rows))
-    before, steps = learner.state(), learner.num_steps
+    before, steps = learner.trained.state(), learner.num_steps
     matured = of_kinds(rows, "matured")
     # Shown after everything so far: the policy holds, settled rows are for the heads alone.
     labels = labels_of(rows).take(matured)
     assert labels.delayed is not None
     labels = replace(labels, delayed=replace(labels.delayed, impression_ms_B=labels.delayed.impression_ms_B + 10**9))
-    stats = learner.table_stats()["item.category"].lookups
+    stats = learner.trained.table.counters["item.category"].lookups
     report = learner.learn(rows.batch.take(matured), labels)
-    after = learner.state()
+    after = learner.trained.state()
     assert not report.made
     assert np.isnan(report.logits_BT).all()
     assert learner.num_steps == steps
-    assert learner.table_stats()["item.category"].lookups == stats
+    assert learner.trained.table.counters["item.category"].lookups == stats
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(name.startswith("heads.order/") for name in moved)
@@ -256,9 +257,9 @@ def test_until_then_a_task_is_trained_as_under_wait() -> None:
             label_BT[early] = 1 - label_BT[early]
         for _ in range(3):
             learner.learn(rows.batch, replace(labels, label_BT=label_BT))
-        states[flip] = learner.state()
+        states[flip] = learner.trained.state()
     assert all(torch.equal(states[False][name], states[True][name]) for name in states[False])
-    start = Learner(schema_of(order="es_dfm"), ONLY_WARM_UP, seed=0).state()
+    start = Learner(schema_of(order="es_dfm"), ONLY_WARM_UP, seed=0).trained.state()
     assert any(not torch.equal(start[name], states[False][name]) for name in start if name.startswith("dense."))
 
 
@@ -316,9 +317,9 @@ def test_scores_of_fnc_are_mapped_wherever_they_leave() -> None:
         trainer.train_message(value, 0, offset)
     learner = trainer.learner
     own = 1 / (1 + np.exp(-learner.score(learner.encode(CATEGORIES))))
-    serving = ServingModel.from_full(schema, learner.config, learner.serving_full())
+    serving = ServingModel.from_full(schema, learner.config, learner.trained.serving_full())
     np.testing.assert_allclose(serving.score(serving.encode(CATEGORIES)), served_probability("fnc", own), rtol=1e-4)
-    raw = ServingModel.from_full(schema_of(order="fnw"), learner.config, learner.serving_full())
+    raw = ServingModel.from_full(schema_of(order="fnw"), learner.config, learner.trained.serving_full())
     np.testing.assert_allclose(raw.score(raw.encode(CATEGORIES)), own, rtol=1e-4)
 
 
@@ -353,7 +354,7 @@ def test_a_resumed_run_has_the_same_bits_heads_and_kept_scores_included(
     stopped = run(tmp_path, rounds)
     assert 0 < stopped.learner.num_steps < uninterrupted.learner.num_steps
     resumed = run(tmp_path, 10**6)
-    ours, theirs = resumed.learner.state(), uninterrupted.learner.state()
+    ours, theirs = resumed.learner.trained.state(), uninterrupted.learner.trained.state()
     assert ours.keys() == theirs.keys()
     assert any(name.startswith("heads.order/adam/exp_avg/") for name in ours)
     for name, tensor in ours.items():

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodedBatch, EncodingConfig, RowColumns
-from model.learner import LabelBatch, Learner, StepReport
+from model.labels import LabelBatch
+from model.learner import Learner
 from model.losses import LossConfig
 from model.optim import OptimConfig
 from model.serving import ServingModel
+from model.step_report import StepReport
 from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig
 from tests.model.worlds import SCHEMA, columns, labels, tiny_config
 
@@ -36,8 +38,8 @@ def train(model: Learner, rng: np.random.Generator, num_steps: int) -> list[Step
 
 
 def snapshot(model: Learner) -> dict[str, list[object]]:
-    state = {name: tensor.tolist() for name, tensor in model.state().items()}
-    return state | {"meta": [model.state_meta()]}
+    state = {name: tensor.tolist() for name, tensor in model.trained.state().items()}
+    return state | {"meta": [model.trained.state_meta()]}
 
 
 def probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -63,7 +65,7 @@ def test_scoring_changes_nothing_and_labels_do_not_reach_the_score() -> None:
     assert snapshot(model) == before
     flipped = dataclasses.replace(given_labels, label_BT=1 - given_labels.label_BT)
     twin = learner()
-    twin.load_state(model.state(), model.state_meta())
+    twin.trained.load_state(model.trained.state(), model.trained.state_meta())
     a, b = model.learn(batch, given_labels), twin.learn(batch, flipped)
     assert np.array_equal(a.logits_BT, b.logits_BT) and snapshot(model) != snapshot(twin)
 
@@ -110,11 +112,11 @@ def test_a_batch_that_is_not_finite_changes_nothing(field: str, value: float) ->
 def test_what_is_not_finite_is_named(part: str, name: str, value: float) -> None:
     model, rng = learner(), np.random.default_rng(0)
     train(model, rng, 2)
-    state = model.state()
+    state = model.trained.state()
     state[name] = torch.full_like(state[name], value)
     if part == "dense_gradient":  # hidden units of 1e30 behind second layers of zero: nothing of them in the logits
         state["dense.shared.experts.out_weight"] *= 0.0
-    model.load_state(state, model.state_meta())
+    model.trained.load_state(state, model.trained.state_meta())
     before = snapshot(model)
     assert model.learn(*drawn(model, rng)).skipped == part and snapshot(model) == before
 
@@ -131,12 +133,12 @@ def test_masked_cells_may_hold_nan() -> None:
 def test_an_absent_scenario_keeps_its_heads_and_moments_bit_for_bit() -> None:
     model, rng = learner(), np.random.default_rng(0)
     train(model, rng, 5)
-    before = model.state()
+    before = model.trained.state()
     batch, given_labels = drawn(model, rng)
     present = np.flatnonzero(batch.scenario_B != 0)
     given_labels = given_labels.take(present)
     model.learn(batch.take(present), given_labels)
-    after = model.state()
+    after = model.trained.state()
     heads = [name for name in before if ".gates.0." in name or ".towers.0." in name]
     assert len(heads) == 4 * (4 + 4)
     assert all(torch.equal(before[name], after[name]) for name in heads)
@@ -149,10 +151,10 @@ def test_resume_is_bit_exact() -> None:
     twin = learner()
     for number, (batch, given_labels) in enumerate(batches):
         if number == 6:
-            model.evict(model.state()["rows.ids.key_of_row"].numpy()[-3:])
-            twin.evict(twin.state()["rows.ids.key_of_row"].numpy()[-3:])
-            state, meta, twin = twin.state(), twin.state_meta(), learner(seed=99)
-            twin.load_state(state, meta)
+            model.trained.table.evict(model.trained.state()["rows.ids.key_of_row"].numpy()[-3:])
+            twin.trained.table.evict(twin.trained.state()["rows.ids.key_of_row"].numpy()[-3:])
+            state, meta, twin = twin.trained.state(), twin.trained.state_meta(), learner(seed=99)
+            twin.trained.load_state(state, meta)
         model.learn(batch, given_labels)
         twin.learn(batch, given_labels)
     assert snapshot(model) == snapshot(twin)
@@ -161,7 +163,7 @@ def test_resume_is_bit_exact() -> None:
 def test_a_state_is_a_copy() -> None:
     model, rng = learner(), np.random.default_rng(0)
     train(model, rng, 3)
-    state = model.state()
+    state = model.trained.state()
     kept = {name: tensor.clone() for name, tensor in state.items()}
     train(model, rng, 3)
     assert all(torch.equal(kept[name], state[name]) for name in kept)
@@ -185,9 +187,9 @@ def test_a_state_of_another_shape_is_refused(changes: dict[str, object], message
     model, other = learner(), learner(**changes)
     before = snapshot(other)
     with pytest.raises(ValueError, match=message):
-        other.load_state(model.state(), model.state_meta())
+        other.trained.load_state(model.trained.state(), model.trained.state_meta())
     with pytest.raises(ValueError, match="format: 0 is not allowed; 2"):
-        other.load_state(other.state(), {"format": 0})
+        other.trained.load_state(other.trained.state(), {"format": 0})
     assert snapshot(other) == before
 
 
@@ -196,7 +198,7 @@ def test_clipping_is_reported_and_bounds_the_step() -> None:
     model = learner(optim=OptimConfig(dense_clip=1e-4, row_clip=1e-4))
     report = train(model, rng, 1)[0]
     assert report.dense_clipped and report.rows_clipped > 0 and report.grad_norm > 1e-4
-    assert torch.stack([g.norm() for g in model.state()["rows.accumulator"]]).sqrt().max() <= 1e-4
+    assert torch.stack([g.norm() for g in model.trained.state()["rows.accumulator"]]).sqrt().max() <= 1e-4
     loose = train(learner(), np.random.default_rng(0), 1)[0]
     assert not loose.dense_clipped and loose.rows_clipped == 0
 
@@ -212,10 +214,10 @@ def test_task_weights_are_for_tasks() -> None:
     with pytest.raises(ValueError, match=r"task_weights: \['like'\] are not tasks; click, order"):
         learner(loss=LossConfig(task_weights={"like": 1.0}))
     model, rng = learner(loss=LossConfig(task_weights={"click": 0.0})), np.random.default_rng(0)
-    before = model.state()
+    before = model.trained.state()
     train(model, rng, 1)
     tower = "dense.towers.0.weights.1"
-    changed = (before[tower] != model.state()[tower]).flatten(1).any(dim=1)
+    changed = (before[tower] != model.trained.state()[tower]).flatten(1).any(dim=1)
     assert changed.tolist() == [False, True]
 
 
@@ -223,7 +225,7 @@ def test_task_weights_are_for_tasks() -> None:
 
 
 def served(model: Learner) -> ServingModel:
-    return ServingModel.from_full(SCHEMA, model.config, model.serving_full())
+    return ServingModel.from_full(SCHEMA, model.config, model.trained.serving_full())
 
 
 def test_serving_gives_the_learners_probabilities() -> None:
@@ -240,7 +242,7 @@ def test_serving_gives_the_learners_probabilities() -> None:
 def test_nothing_of_the_optimiser_leaves() -> None:
     model = learner()
     train(model, np.random.default_rng(0), 2)
-    names = {name for name in model.serving_full() if not name.startswith("dense.")}
+    names = {name for name in model.trained.serving_full() if not name.startswith("dense.")}
     assert names == {"rows.keys", "rows.weights", "rows.evicted", "rows.reserved"}
 
 
@@ -254,21 +256,21 @@ def test_a_full_export_and_its_deltas_are_a_later_full_export(ops: list[str], se
     model, rng = learner(), np.random.default_rng(seed)
     train(model, rng, 1)
     serving, candidate = served(model), None
-    model.mark_promoted()
+    model.trained.mark_promoted()
     for op in [*ops, "export", "promote"]:
         if op == "learn":
             train(model, rng, 1)
         elif op == "evict":
-            keys = model.serving_full()["rows.keys"].numpy() if candidate is None else np.array([], np.int64)
-            model.evict(rng.choice(keys, min(len(keys), 4), replace=False))
+            keys = model.trained.serving_full()["rows.keys"].numpy() if candidate is None else np.array([], np.int64)
+            model.trained.table.evict(rng.choice(keys, min(len(keys), 4), replace=False))
         elif op == "export":
-            former, candidate = contents(serving), serving.apply_delta(model.serving_delta())
+            former, candidate = contents(serving), serving.apply_delta(model.trained.serving_delta())
             assert contents(serving) == former
         elif op == "full":
             candidate = served(model)
         elif candidate is not None:
             serving, candidate = candidate, None
-            model.mark_promoted()
+            model.trained.mark_promoted()
     assert contents(serving) == contents(served(model))
 
 
@@ -283,7 +285,7 @@ def contents(serving: ServingModel) -> dict[object, object]:
 def test_tensors_that_do_not_fit_are_refused(name: str) -> None:
     model = learner()
     train(model, np.random.default_rng(0), 2)
-    serving, tensors = served(model), model.serving_full()
+    serving, tensors = served(model), model.trained.serving_full()
     with pytest.raises(ValueError, match=name.removeprefix("dense.") + ": the state has nothing"):
         serving.apply_delta({one: tensor for one, tensor in tensors.items() if one != name})
     with pytest.raises(ValueError, match=name.removeprefix("dense.")):
@@ -391,5 +393,5 @@ def test_positives_are_learned_only_after_the_first_negative_of_their_scenario_a
     assert report.positives_held_back == 2 * int((batch.scenario_B != opened).sum())
     assert not np.array_equal(model.score(batch), before)
     resumed = learner()
-    resumed.load_state(model.state(), model.state_meta())
+    resumed.trained.load_state(model.trained.state(), model.trained.state_meta())
     assert resumed.learn(batch, positives).positives_held_back == report.positives_held_back

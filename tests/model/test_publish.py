@@ -9,11 +9,13 @@ import torch
 
 from model.exceptions import SnapshotMissingError, StaleEpochError, StoreUnavailableError
 from model.gate import MAX_ROWS_FACTOR, PublishGate
-from model.learner import LabelBatch, Learner
+from model.labels import LabelBatch
+from model.learner import Learner
 from model.publish import FeedbackSample, Identity, Progress, Publisher, PublishStats
 from model.serving import ServingModel
 from model.snapshot import MAX_FEEDBACK_TIMES, Manifest, open_snapshot
 from model.store import MemorySnapshotStore, SnapshotStore, StoreConfig, chain_to
+from model.trained_model import TrainedModel
 from tests.model.example_log import MODEL, SCHEMA, Clock, partition_log
 from tests.model.test_batching import DECODER
 from tests.model.test_snapshot import PAYLOAD, manifest_of
@@ -80,7 +82,7 @@ class Bench:
     def publish(self) -> Manifest | None:
         self.learn()
         progress = Progress(step=self.learner.num_steps, watermark_ms=9, offsets={0: 3}, metrics={})
-        return self.publisher.publish(self.learner, progress)
+        return self.publisher.publish(self.learner.trained, progress)
 
     def assert_live_is_the_learner(self) -> None:
         """What a ranker builds from the pointer alone scores exactly what the learner scores."""
@@ -235,7 +237,7 @@ def test_versions_go_on_after_the_ones_of_the_checkpoint_and_of_the_store() -> N
 def test_a_candidate_that_fails_its_gate_is_kept_not_served_and_never_a_base(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     bench.publish()
-    spoil(monkeypatch, bench.learner, "serving_delta")
+    spoil(monkeypatch, bench.learner.trained, "serving_delta")
     assert bench.publish() is None
     assert bench.failures == {"rejected": 1}
     [rejection] = bench.store.rejected()
@@ -248,14 +250,14 @@ def test_a_candidate_that_fails_its_gate_is_kept_not_served_and_never_a_base(mon
     bench.assert_live_is_the_learner()
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, learner: Learner, export: str) -> None:
-    honest: Callable[[], dict[str, torch.Tensor]] = getattr(learner, export)
+def spoil(monkeypatch: pytest.MonkeyPatch, model: TrainedModel, export: str) -> None:
+    honest: Callable[[], dict[str, torch.Tensor]] = getattr(model, export)
 
     def spoiled() -> dict[str, torch.Tensor]:
         tensors = honest()
         return tensors | {"rows.weights": tensors["rows.weights"].clone().index_fill_(0, torch.tensor(0), torch.nan)}
 
-    monkeypatch.setattr(learner, export, spoiled)
+    monkeypatch.setattr(model, export, spoiled)
 
 
 def test_a_refused_delta_is_followed_by_a_full_one() -> None:

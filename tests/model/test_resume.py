@@ -69,11 +69,11 @@ def uninterrupted() -> Trainer:
 
 
 def assert_same_bits(one: Trainer, two: Trainer) -> None:
-    ours, theirs = one.learner.state(), two.learner.state()
+    ours, theirs = one.learner.trained.state(), two.learner.trained.state()
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
-    assert one.learner.state_meta() == two.learner.state_meta()
+    assert one.learner.trained.state_meta() == two.learner.trained.state_meta()
     our_metrics, their_metrics = one.metrics.state(), two.metrics.state()
     assert our_metrics.keys() == their_metrics.keys()
     for name, array in our_metrics.items():

@@ -79,8 +79,8 @@ def test_handing_messages_in_equals_running_over_them() -> None:
     for offset, message in enumerate(LOG[0]):
         handed.train_message(message, 0, offset)
     handed.flush()
-    state = ran.learner.state()
-    for name, tensor in handed.learner.state().items():
+    state = ran.learner.trained.state()
+    for name, tensor in handed.learner.trained.state().items():
         assert torch.equal(tensor, state[name]), name
 
 
@@ -285,7 +285,7 @@ def test_a_restart_publishes_a_full_snapshot_under_the_next_version(tmp_path: Pa
 
 def poisoned(trainer: Trainer) -> None:
     with torch.no_grad():
-        next(iter(trainer.learner._parameters.values())).fill_(float("nan"))
+        next(iter(trainer.learner.trained.net.parameters())).fill_(float("nan"))
 
 
 def test_a_model_that_is_not_finite_stops_with_the_place() -> None:
@@ -317,7 +317,7 @@ def test_one_bad_micro_batch_is_skipped_and_counted(
     assert trainer.stats.skipped == 1
     assert trainer.stats.steps == calls - 1
     assert trainer.positions[0].offset == 12
-    assert all(torch.isfinite(tensor.double()).all() for tensor in trainer.learner.state().values())
+    assert all(torch.isfinite(tensor.double()).all() for tensor in trainer.learner.trained.state().values())
     assert "Micro-batch skipped, not finite part=loss partition@offset=0@" in caplog.text
 
 

@@ -6,7 +6,7 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import RowColumns, SequenceColumns
 from model.hinet import HiNetConfig
-from model.learner import LabelBatch
+from model.labels import LabelBatch
 from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig, TaskConfig
 
 CATEGORICAL = FeatureConfig(kind="categorical")

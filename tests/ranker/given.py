@@ -20,7 +20,8 @@ from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig
 from model.hinet import HiNetConfig
-from model.learner import LabelBatch, Learner
+from model.labels import LabelBatch
+from model.learner import Learner
 from model.snapshot import Manifest, encode_payload, payload_sha256
 from model.store import MemorySnapshotStore, SnapshotStore
 from ranker.answer import Ranker
@@ -118,7 +119,7 @@ class Trainer:
     def build(self, kind: str = "full", **changes: Any) -> tuple[Manifest, bytes]:
         """Returns the next version after some learning, with changes to its manifest (or `tensors`)."""
         self.learn()
-        tensors = self.learner.serving_full() if kind == "full" else self.learner.serving_delta()
+        tensors = self.learner.trained.serving_full() if kind == "full" else self.learner.trained.serving_delta()
         payload = encode_payload(tensors | changes.pop("tensors", {}))
         self.version += 1
         fields: dict[str, Any] = {
@@ -149,7 +150,7 @@ class Trainer:
         manifest, payload = self.build(kind, **changes)
         self.store.put(manifest, payload_is(payload))
         self.store.promote(manifest)
-        self.learner.mark_promoted()
+        self.learner.trained.mark_promoted()
         return manifest
 
 

@@ -163,7 +163,7 @@ def test_scores_that_are_not_finite_though_all_tensors_are(given: Given) -> None
     given.follower.round()
     huge = {
         name: torch.full_like(tensor, 3e38)
-        for name, tensor in given.trainer.learner.serving_full().items()
+        for name, tensor in given.trainer.learner.trained.serving_full().items()
         if name.startswith("dense.")
     }
     given.trainer.publish("full", tensors=huge)

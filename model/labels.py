@@ -1,0 +1,37 @@
+"""The labels of a micro-batch, as the learner takes them.
+
+Letters: B rows, T tasks.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.delayed_labels import DelayedLabels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelBatch:
+    """Labels of B rows: [B, T] each, tasks in the schema's order."""
+
+    label_BT: npt.NDArray[np.float32]
+    """0 or 1; anything where the mask is off."""
+    mask_BT: npt.NDArray[np.bool_]
+    """On where the cell is trained."""
+    weight_BT: npt.NDArray[np.float32]
+    """Sampling weight times traffic ratio, at least 0."""
+    first_BT: npt.NDArray[np.bool_]
+    """On where it is the cell's first emission: rows with any count towards admission."""
+    delayed: DelayedLabels | None = None
+    """What the policies need whose labels are corrected later; None: all labels are final and weigh 1."""
+
+    def take(self, rows_B: npt.NDArray[np.int64]) -> "LabelBatch":
+        """Returns some of the rows, in the given order."""
+        return LabelBatch(
+            label_BT=self.label_BT[rows_B],
+            mask_BT=self.mask_BT[rows_B],
+            weight_BT=self.weight_BT[rows_B],
+            first_BT=self.first_BT[rows_B],
+            delayed=None if self.delayed is None else self.delayed.take(rows_B),
+        )

@@ -1,0 +1,141 @@
+"""A model in training: all that steps change, what of it a checkpoint keeps and what a snapshot serves.
+
+Letters: M scenarios, T tasks.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.assembly import InputLayout
+from model.auxiliary import AuxiliaryHeads
+from model.config import ModelConfig
+from model.embedding import EmbeddingTable
+from model.hinet import HiNet
+from model.losses import ScenarioShares
+from model.shapes import check_same_shapes
+from stream.schema import SchemaConfig
+
+STATE_FORMAT = 2
+
+
+class TrainedModel:
+    """The parts of a model in training; the learner's steps change them."""
+
+    def __init__(self, schema: SchemaConfig, layout: InputLayout, config: ModelConfig, seed: int) -> None:
+        num_scenarios, num_tasks = len(schema.scenarios), len(schema.tasks)
+        self.table = EmbeddingTable(layout, config.embedding, seed)
+        self.net = HiNet(
+            config.network,
+            num_scenarios=num_scenarios,
+            num_tasks=num_tasks,
+            width=layout.input_width,
+            seed=seed,
+        )
+        for index, task in enumerate(schema.tasks):
+            if task in config.priors:
+                self.net.start_at(index, config.priors[task])
+        self.parameters = dict(self.net.named_parameters())
+        self.adam = torch.optim.Adam(self.parameters.values(), lr=config.optim.dense_lr, fused=True)
+        self.heads = AuxiliaryHeads(
+            tuple(schema.tasks),
+            width=self.net.representation_width,
+            num_scenarios=num_scenarios,
+            min_positives=config.loss.aux_min_positives,
+            lr=config.optim.aux_lr,
+            seed=seed,
+        )
+        self.shares = ScenarioShares(num_scenarios, num_tasks, config.loss.half_life_rows)
+        self.has_negative_MT = np.zeros((num_scenarios, num_tasks), np.bool_)
+        """Where a negative was learned, so that positives may be."""
+        self.num_steps = 0
+        """Steps made, skipped ones not counted."""
+        self._exported_clock = 0
+        self._promoted_clock = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns everything for a bit-exact resume, flat, as copies."""
+        tensors = {f"rows.{name}": tensor for name, tensor in self.table.state().items()}
+        tensors |= {f"dense.{name}": tensor.clone() for name, tensor in self.net.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            for moment, tensor in self.adam.state.get(parameter, {}).items():
+                tensors[f"adam.{moment}.{name}"] = tensor.clone()
+        tensors |= {f"heads.{name}": tensor for name, tensor in self.heads.state().items()}
+        tensors["loss.share_MT"] = torch.from_numpy(self.shares.share_MT.copy())
+        tensors["loss.has_negative_MT"] = torch.from_numpy(self.has_negative_MT.copy())
+        return tensors
+
+    def state_meta(self) -> dict[str, Any]:
+        """Returns the part of the state that is not tensors, as JSON values."""
+        return {
+            "format": STATE_FORMAT,
+            "num_steps": self.num_steps,
+            "loss_rows": self.shares.num_rows,
+            "exported_clock": self._exported_clock,
+            "promoted_clock": self._promoted_clock,
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Becomes the model whose `state` and `state_meta` are given.
+
+        Raises:
+            ValueError: another format, or names or shapes that are not this model's; nothing is changed then.
+        """
+        if meta.get("format") != STATE_FORMAT:
+            raise ValueError(f"format: {meta.get('format')!r} is not allowed; {STATE_FORMAT}")
+        dense = _under("dense.", tensors)
+        check_same_shapes(dense, self.net.state_dict())
+        rows = _under("rows.", tensors)
+        check_same_shapes(
+            {"row": rows["weight"][:1], "counters": rows["admission.counts"]},
+            {"row": self.table.weight[:1], "counters": self.table.state()["admission.counts"]},
+        )
+        self.net.load_state_dict(dense)
+        self.adam.state.clear()
+        for name, parameter in self.parameters.items():
+            moments = {m: tensors.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["step"] is not None:
+                self.adam.state[parameter] = {m: tensor.clone() for m, tensor in moments.items() if tensor is not None}
+        self.table.load_state(rows)
+        self.heads.load_state(_under("heads.", tensors))
+        self.shares.share_MT = tensors["loss.share_MT"].numpy().copy()
+        self.has_negative_MT = tensors["loss.has_negative_MT"].numpy().copy()
+        self.shares.num_rows = int(meta["loss_rows"])
+        self.num_steps = int(meta["num_steps"])
+        self._exported_clock = int(meta["exported_clock"])
+        self._promoted_clock = int(meta["promoted_clock"])
+
+    def serving_full(self) -> dict[str, Tensor]:
+        """Returns what serving needs, complete; no optimiser state."""
+        return self._serving(since=0)
+
+    def serving_delta(self) -> dict[str, Tensor]:
+        """Returns what changed since the last promoted export: rows, evicted keys, and all that is small.
+
+        A row that was changed and then evicted is only evicted; one that was evicted and admitted again is only a row.
+        Before anything was promoted it is everything.
+        """
+        return self._serving(since=self._promoted_clock)
+
+    def mark_promoted(self) -> None:
+        """Makes the last export (`serving_full` or `serving_delta`) the base of the next delta."""
+        self._promoted_clock = self._exported_clock
+        self.table.forget_evicted(self._promoted_clock)
+
+    def _serving(self, *, since: int) -> dict[str, Tensor]:
+        keys, weights, evicted = self.table.changes(since)
+        self._exported_clock = self.table.clock
+        tensors = {f"dense.{name}": tensor.clone() for name, tensor in self.net.state_dict().items()}
+        return tensors | {
+            "rows.keys": torch.from_numpy(keys),
+            "rows.weights": weights,
+            "rows.evicted": torch.from_numpy(evicted),
+            "rows.reserved": self.table.reserved(),
+        }
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
