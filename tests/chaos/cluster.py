@@ -61,8 +61,8 @@ class End(NamedTuple):
 class Joiners:
     """`freshrank join` processes of one group by name; each name logs into one file, over all its lives."""
 
-    def __init__(self, run: Path, folder: Path) -> None:
-        self._run, self._folder = run, folder
+    def __init__(self, run: Path, folder: Path, *, spills: bool = False) -> None:
+        self._run, self._folder, self._spills = run, folder, spills
         self._children: dict[str, Child] = {}
         self._static: dict[str, bool] = {}
         self._stalled: set[str] = set()
@@ -74,6 +74,10 @@ class Joiners:
         """Starts a joiner; `static` gives the group its name (KIP-345), or another one's whom it is to replace."""
         argv = [sys.executable, "-m", "freshrank.cli", "join", "--config", str(self._run)]
         argv += ["--instance", instance or name] if static else []
+        if self._spills:
+            # Next to nothing in memory and a snapshot at nearly every commit; each joiner has a folder of its own.
+            spill = {"directory": self._folder / f"{name}.state", "hot_items": 50, "snapshot_interval_ms": 500}
+            argv += [word for key, value in spill.items() for word in ("--set", f"spill.{key}={value}")]
         self._children[name] = Child(argv, self.log_path(name), {**os.environ, "PYTHONFAULTHANDLER": "1"})
         self._static[name] = static
 

@@ -123,7 +123,7 @@ class Run:
         self._traffic, self._blows = traffic, blows
         folder.mkdir(parents=True, exist_ok=True)
         self._config = write_run(folder / "run.yaml", self._kafka, self._schema, join_settings(self._rng))
-        self._joiners = Joiners(self._config, folder)
+        self._joiners = Joiners(self._config, folder, spills=seed % 2 == 1)
         self._num_started = 0
         self._later: list[tuple[float, Callable[[], None]]] = []
         self.outcome = Outcome(seed=seed)
