@@ -115,6 +115,8 @@ class Scenario:
     shows: str
     schema: SchemaConfig
     join: JoinConfig
+    join_settings: Mapping[str, Any]
+    """The settings of `join` that the file gives."""
     num_partitions: int
     steps: tuple[Step, ...]
     expected: Counter[Label]
@@ -159,7 +161,8 @@ def load(path: Path) -> Scenario:
 
 def parse(name: str, text: str) -> Scenario:
     """Returns the scenario of a YAML text; see `load`."""
-    file = build(_File, parse_yaml(text))
+    settings = parse_yaml(text)
+    file = build(_File, settings)
     schema = SchemaConfig(scenarios=("home", "search"), tasks=dict(file.tasks))
     steps = tuple(_step(value, f"events[{number}]") for number, value in enumerate(file.events))
     _check_order(steps)
@@ -182,6 +185,7 @@ def parse(name: str, text: str) -> Scenario:
         shows=file.shows,
         schema=schema,
         join=file.join,
+        join_settings=settings.get("join", {}),
         num_partitions=file.partitions,
         steps=steps,
         expected=expected,

@@ -89,7 +89,7 @@ class Group(Cluster):
 
 
 def test_at_every_step_of_every_commit() -> None:
-    arrivals = traffic(seed=7, num_slates=6)
+    arrivals = traffic(seed=7, num_slates=4)
     expected = expected_labels(arrivals)
     for blow in get_args(Blow):
         undisturbed = Group({})
