@@ -116,7 +116,7 @@ OTHERS = (
 
 COUNTERS: Mapping[str, str] = {
     "joiner": "stream.emission:JoinCounters",
-    "trainer": "model.trainer:TrainerStats",
+    "trainer": "model.trainer_stats:TrainerStats",
     "ranker": "ranker.stats:RankerStats",
     "simulator": "sim.loop:SimCounters",
     "agents": "stream.agents:AgentCounters",

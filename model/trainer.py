@@ -1,8 +1,7 @@
 """The trainer: examples in, steps, snapshots and checkpoints out.
 
 One round of the loop: poll -> decode and encode -> for each micro-batch: score, progressive metrics, loss, step
-(`model.learner`) -> publish if due -> checkpoint if due. The unit of progress is (partition, offset, row). It is in the
-checkpoint and nowhere else, so every example is trained exactly once.
+(`model.learner`) -> publish if due -> checkpoint if due. How far it is: `model.intake`.
 """
 
 import logging
@@ -14,11 +13,12 @@ import msgspec
 import numpy as np
 
 from model.batching import MicroBatcher, Part
-from model.checkpoint import Checkpoint, CheckpointManifest, FileWriter, Position, load_latest, save_checkpoint
-from model.compatibility import differences, weights_depend_on
+from model.checkpoint import FileWriter, Position, load_latest, save_checkpoint
+from model.compatibility import weights_depend_on
 from model.config import ModelConfig
 from model.examples import ExampleDecoder, TrainRows
-from model.exceptions import CheckpointMismatchError, ExampleError, TrainingDivergedError
+from model.exceptions import TrainingDivergedError
+from model.intake import Intake
 from model.labels import LabelBatch
 from model.learner import Learner
 from model.progressive import MetricsConfig, ProgressiveMetrics
@@ -27,6 +27,8 @@ from model.snapshot import Manifest
 from model.source import ExampleMessage, ExampleSource
 from model.step_report import StepReport
 from model.store import SnapshotStore
+from model.trainer_state import TrainerState
+from model.trainer_stats import TrainerGauges, TrainerStats
 from stream.schema import SchemaConfig
 
 logger = logging.getLogger(__name__)
@@ -78,76 +80,6 @@ class TrainerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
-
-
-@dataclass(slots=True)
-class TrainerStats:
-    """Counts of one trainer. Those in `_KEPT_COUNTS` go on over restarts, the others start with the process."""
-
-    messages: int = 0
-    """Messages of examples that were learned or set aside."""
-    examples: int = 0
-    """Examples (one item of a slate with its labels) in micro-batches."""
-    steps: int = 0
-    """Steps made."""
-    skipped: int = 0
-    """Micro-batches that the finite guard refused."""
-    dead_letters: int = 0
-    """Messages of examples that could not be decoded; read again after a restart, they count again."""
-    repeated: int = 0
-    """Messages of examples that came again although they were learned, and were ignored."""
-    checkpoints: int = 0
-    """Checkpoints written."""
-    checkpoint_failures: int = 0
-    """Checkpoints that could not be written: disk full, folder gone."""
-    dense_clipped: int = 0
-    """Steps whose dense gradient was clipped."""
-    weights_capped: int = 0
-    """Example weights that were cut to their maximum."""
-    positives_held_back: int = 0
-    """Positive labels that were not learned, because their scenario and task had no negative yet."""
-    labels_weighed: int = 0
-    """Labels whose weight their label policy computed (`fnw`, `es_dfm` and others; `wait` and `eager` compute none)."""
-    labels_guarded: int = 0
-    """Those of them with an estimate or a weight outside its valid range, cut to it; above 1 % look for the cause."""
-    labels_unscored: int = 0
-    """Settled labels that are in no figure, because neither a served nor a kept score of them was there."""
-    scores_dropped: int = 0
-    """Kept scores that were refused for want of room, or given up because their settled label never came."""
-    heads_skipped: int = 0
-    """Batches whose settled labels the auxiliary heads of a task left out, because something was not finite."""
-    policies_begun: int = 0
-    """Tasks whose auxiliary heads have learned from enough positives, so that their policy took over from `wait`."""
-
-
-@dataclass(slots=True)
-class TrainerGauges:
-    """What a trainer is at now."""
-
-    loss: float = 0.0
-    """Of the last step."""
-    grad_norm: float = 0.0
-    """Of the last step: dense, before clipping."""
-    watermark_ms: int = 0
-    """Labels up to here are learned, in every partition that has brought any."""
-    guarded_share: float = 0.0
-    """Share of the weighed labels that were guarded, over all time."""
-    checkpoint_ms: int = 0
-    """How long the last checkpoint kept the trainer from training."""
-
-
-_KEPT_COUNTS = (
-    "messages",
-    "examples",
-    "steps",
-    "skipped",
-    "dead_letters",
-    "labels_weighed",
-    "labels_guarded",
-    "labels_unscored",
-    "scores_dropped",
-    "policies_begun",
-)
 
 
 def _ignore_dead_letter(message: ExampleMessage, error: str) -> None:
@@ -205,14 +137,26 @@ class Trainer:
         self.stats = TrainerStats()
         self.gauges = TrainerGauges()
         self.publish_stats = PublishStats()
-        self._decoder = ExampleDecoder(schema, self.learner.encoder)
         partitions = self._parts.source.partitions() if self._parts.source else ()
         self._batcher = MicroBatcher(
             partitions, batch_rows=config.batch_rows, order="log" if config.deterministic else "arrival"
         )
-        self._positions: dict[int, Position] = {}
-        self._watermarks_ms: dict[int, int] = {}
-        self._next_offset: dict[int, int] = {}
+        self._intake = Intake(
+            ExampleDecoder(schema, self.learner.encoder),
+            self._batcher,
+            dead_letter=self._parts.dead_letter,
+            now_ms=now_ms,
+            stats=self.stats,
+        )
+        self._state = TrainerState(
+            model=self.learner.trained,
+            metrics=self.metrics,
+            intake=self._intake,
+            stats=self.stats,
+            schema_hash=schema.schema_hash(),
+            config_hash=config_hash,
+            depends_on=weights_depend_on(schema, model_config),
+        )
         self._skipped_in_row = 0
         self._publisher = self._new_publisher(last_version=0)
         self._published_step = 0
@@ -222,7 +166,7 @@ class Trainer:
     @property
     def positions(self) -> dict[int, Position]:
         """Per partition, the next thing to train on."""
-        return dict(self._positions)
+        return dict(self._intake.positions)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Trains until told to stop, or until a source that ends is at its end; then writes a checkpoint.
@@ -236,7 +180,7 @@ class Trainer:
         if source is None:
             raise ValueError("source: none given; use train_message, or give one")
         self.resume()
-        source.seek({partition: position.offset for partition, position in self._positions.items()})
+        source.seek({partition: position.offset for partition, position in self._intake.positions.items()})
         self._checkpoint_due_ms = self._now_ms() + self._config.checkpoint_interval_ms
         while not should_stop():
             finished = source.finished()
@@ -250,14 +194,14 @@ class Trainer:
                 break
             else:
                 for message in source.poll(self._config.poll_messages, self._config.max_wait_ms):
-                    self._take(message)
+                    self._intake.take(message)
             self.publish_if_due()
             self._checkpoint_if_due()
         self.checkpoint()
 
     def train_message(self, value: bytes, partition: int, offset: int) -> None:
         """Takes one message and trains the micro-batches that it completes."""
-        self._take(ExampleMessage(partition, offset, value))
+        self._intake.take(ExampleMessage(partition, offset, value))
         while (batch := self._batcher.full_batch()) is not None:
             self._train(batch)
 
@@ -266,36 +210,6 @@ class Trainer:
         batch = self._batcher.partial_batch()
         if batch is not None:
             self._train(batch)
-
-    def _take(self, message: ExampleMessage) -> None:
-        position = self._positions.get(message.partition, Position(0))
-        if message.offset < self._next_offset.get(message.partition, position.offset):
-            self.stats.repeated += 1
-            return
-        self._next_offset[message.partition] = message.offset + 1
-        order_ms, watermark_ms, settle_ms, rows = -1, -1, 0, None
-        try:
-            decoded = self._decoder.decode(message.value)
-        except ExampleError as error:
-            self.stats.dead_letters += 1
-            self._parts.dead_letter(message, str(error))
-            logger.warning(
-                "Examples set aside partition=%d offset=%d error=%s", message.partition, message.offset, error
-            )
-        else:
-            order_ms, watermark_ms, settle_ms = decoded.order_ms, decoded.watermark_ms, decoded.settle_ms
-            rows = decoded.rows if decoded.rows.num_rows else None
-        part = Part(
-            partition=message.partition,
-            offset=message.offset,
-            order_ms=order_ms,
-            watermark_ms=watermark_ms,
-            settle_ms=settle_ms,
-            arrived_ms=self._now_ms(),
-            rows=rows,
-            after=Position(message.offset + 1),
-        )
-        self._batcher.push(part, first_row=position.row if message.offset == position.offset else 0)
 
     def _has_waited(self) -> bool:
         oldest_ms = self._batcher.oldest_ms()
@@ -306,12 +220,8 @@ class Trainer:
         rows = [part.rows for part in parts if part.rows is not None]
         if rows:
             self._step(TrainRows.concat(rows), parts)
-        for part in parts:
-            self._positions[part.partition] = part.after
-            self.stats.messages += part.after.row == 0
-            if part.watermark_ms >= 0 and part.after.row == 0:
-                self._watermarks_ms[part.partition] = part.watermark_ms
-        self.gauges.watermark_ms = min(self._watermarks_ms.values(), default=0)
+        self._intake.learned(parts)
+        self.gauges.watermark_ms = self._intake.watermark_ms
         self.metrics.advance(self.gauges.watermark_ms, max(part.settle_ms for part in parts))
 
     def _step(self, rows: TrainRows, parts: list[Part]) -> None:
@@ -338,12 +248,9 @@ class Trainer:
             first_BT=rows.first_BT,
             delayed=rows.delayed,
         )
+        self.stats.count(report)
         if report.made:
-            self.stats.steps += 1
             self.gauges.loss, self.gauges.grad_norm = report.loss, report.grad_norm
-        self.stats.dense_clipped += report.dense_clipped
-        self.stats.weights_capped += report.weights_capped
-        self.stats.positives_held_back += report.positives_held_back
         if rows.delayed is not None:
             self._count_delayed(report, parts)
         if self._publisher is not None:
@@ -351,12 +258,8 @@ class Trainer:
             self._publisher.feedback.add(feedback_ms_BE[feedback_ms_BE >= 0])
 
     def _count_delayed(self, report: StepReport, parts: list[Part]) -> None:
-        """Counts what only policies that correct labels later have."""
+        """Takes note of what only policies that correct labels later have."""
         stats = self.stats
-        stats.labels_weighed += report.labels_weighed
-        stats.labels_guarded += report.labels_guarded
-        stats.heads_skipped += report.heads_skipped
-        stats.policies_begun += len(report.policies_begun)
         stats.labels_unscored = self.metrics.num_unscored
         stats.scores_dropped = self.metrics.num_scores_dropped
         self.gauges.guarded_share = stats.labels_guarded / stats.labels_weighed if stats.labels_weighed else 0.0
@@ -396,7 +299,7 @@ class Trainer:
         progress = Progress(
             step=self.learner.num_steps,
             watermark_ms=self.gauges.watermark_ms,
-            offsets={partition: position.offset for partition, position in self._positions.items()},
+            offsets={partition: position.offset for partition, position in self._intake.positions.items()},
             metrics=self.metrics.report("window"),
         )
         manifest = self._publisher.publish(self.learner.trained, progress)
@@ -437,35 +340,23 @@ class Trainer:
     def checkpoint(self) -> Path | None:
         """Writes a checkpoint. Returns its path; None if there is nothing new, no folder, or no room (counted)."""
         folder = self._parts.checkpoint_dir
-        if folder is None or self._positions == self._saved_positions:
+        if folder is None or self._intake.positions == self._saved_positions:
             return None
         started_ms = self._now_ms()
         try:
-            path = save_checkpoint(folder, self._state(), keep=self._config.keep_checkpoints, writer=self._parts.writer)
+            checkpoint = self._state.checkpoint(
+                version=self._publisher.last_version if self._publisher else 0, epoch=self.publish_stats.epoch
+            )
+            path = save_checkpoint(folder, checkpoint, keep=self._config.keep_checkpoints, writer=self._parts.writer)
         except OSError as error:
             self.stats.checkpoint_failures += 1
             logger.error("Checkpoint not written, training goes on folder=%s error=%s", folder, error)
             return None
         self.stats.checkpoints += 1
         self.gauges.checkpoint_ms = self._now_ms() - started_ms
-        self._saved_positions = dict(self._positions)
+        self._saved_positions = dict(self._intake.positions)
         logger.info("Checkpoint written path=%s step=%d", path, self.learner.num_steps)
         return path
-
-    def _state(self) -> Checkpoint:
-        manifest = CheckpointManifest(
-            step=self.learner.num_steps,
-            positions=self._positions,
-            watermarks_ms=self._watermarks_ms,
-            version=self._publisher.last_version if self._publisher else 0,
-            epoch=self.publish_stats.epoch,
-            schema_hash=self._schema.schema_hash(),
-            config_hash=self._config_hash,
-            depends_on=weights_depend_on(self._schema, self._model_config),
-            learner_meta=self.learner.trained.state_meta(),
-            counters={name: getattr(self.stats, name) for name in _KEPT_COUNTS},
-        )
-        return Checkpoint(manifest, self.learner.trained.state(), self.metrics.state())
 
     def resume(self) -> bool:
         """Takes up the newest whole checkpoint. Returns whether there was one.
@@ -477,23 +368,9 @@ class Trainer:
         checkpoint = load_latest(folder) if folder is not None else None
         if checkpoint is None:
             return False
+        self._state.take_up(checkpoint)
         manifest = checkpoint.manifest
-        changed = list(differences(manifest.depends_on, weights_depend_on(self._schema, self._model_config)))
-        if changed:
-            raise CheckpointMismatchError(
-                f"the checkpoint of step {manifest.step} cannot be continued, the config changed: {'; '.join(changed)}"
-            )
-        try:
-            self.learner.trained.load_state(checkpoint.tensors, manifest.learner_meta)
-        except ValueError as error:
-            raise CheckpointMismatchError(f"the checkpoint of step {manifest.step} does not fit: {error}") from error
-        self.metrics.load_state(checkpoint.metrics)
-        self._positions = dict(manifest.positions)
-        self._watermarks_ms = dict(manifest.watermarks_ms)
-        self._next_offset = {}
-        for name, count in manifest.counters.items():
-            setattr(self.stats, name, count)
-        self._saved_positions = dict(self._positions)
+        self._saved_positions = self.positions
         self._publisher = self._new_publisher(last_version=manifest.version)
         logger.info("Resumed from a checkpoint step=%d positions=%s", manifest.step, manifest.positions)
         return True

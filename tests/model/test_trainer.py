@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from model.checkpoint import checkpoint_paths
+from model.examples import ExampleDecoder
 from model.exceptions import StaleEpochError, StoreUnavailableError, TrainingDivergedError
 from model.features import EncodingConfig
 from model.optim import OptimConfig
@@ -33,12 +34,9 @@ def never() -> bool:
 
 
 def num_rows(log: dict[int, list[bytes]]) -> int:
-    trainer = new_trainer()
+    decoder = ExampleDecoder(SCHEMA, new_trainer().learner.encoder)
     return sum(
-        trainer._decoder.decode(message).rows.num_rows
-        for messages in log.values()
-        for message in messages
-        if message != b"bad"
+        decoder.decode(message).rows.num_rows for messages in log.values() for message in messages if message != b"bad"
     )
 
 
@@ -159,7 +157,8 @@ def test_the_last_snapshot_scores_as_the_learner_does_and_says_what_it_knows() -
     assert live.watermark_ms == trainer.gauges.watermark_ms > 0
     assert live.metrics == trainer.metrics.report("window")
     assert live.model_config["hinet"]["expert_hidden"] == 8
-    decoded = [trainer._decoder.decode(message) for messages in LOG.values() for message in messages]
+    decoder = ExampleDecoder(SCHEMA, trainer.learner.encoder)
+    decoded = [decoder.decode(message) for messages in LOG.values() for message in messages]
     learned = {int(ms) for one in decoded for ms in one.rows.feedback_ms_BT.ravel() if ms >= 0}
     sampled = [ms for version in store.versions() for ms in (store.manifest(version) or live).feedback_ms]
     assert set(sampled) == learned, "each positive's time is in exactly the version that learned it first"
