@@ -51,6 +51,7 @@ Read = Callable[[], Iterable[Reading | Buckets]]
 """Reads a process's counters; called at scrape time, in the scraper's thread."""
 
 _CELL = ("task", "scenario")
+_FIELD = ("field",)
 OTHERS = (
     MetricRow("freshrank_joiner_commits_total", "counter", (), "Transactions committed."),
     MetricRow("freshrank_joiner_aborted_total", "counter", (), "Transactions aborted by the broker and written again."),
@@ -86,6 +87,12 @@ OTHERS = (
     MetricRow("freshrank_trainer_normalized_entropy_ratio", "gauge", _CELL, "Below 1 beats knowing the mean rate."),
     MetricRow("freshrank_trainer_auc_ratio", "gauge", _CELL, "Progressive AUC over the metric window."),
     MetricRow("freshrank_trainer_calibration_ratio", "gauge", _CELL, "Mean score over mean label in the window."),
+    MetricRow("freshrank_trainer_table_rows", "gauge", _FIELD, "Values of a field that have an embedding row now."),
+    MetricRow("freshrank_trainer_table_admissions_total", "counter", _FIELD, "Values that were given a row."),
+    MetricRow("freshrank_trainer_table_evictions_total", "counter", _FIELD, "Values whose row was removed."),
+    MetricRow("freshrank_trainer_table_lookups_total", "counter", _FIELD, "Values looked up to learn from them."),
+    MetricRow("freshrank_trainer_table_default_lookups_total", "counter", _FIELD, "Those found without a row yet."),
+    MetricRow("freshrank_trainer_table_missing_lookups_total", "counter", _FIELD, "Those that an event left out."),
     MetricRow("freshrank_ranker_version", "gauge", (), "Version being served; 0 before the first."),
     MetricRow("freshrank_ranker_model_age_seconds", "gauge", (), "Now minus the watermark of the version served."),
     MetricRow(

@@ -131,6 +131,10 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     yield Reading("freshrank_trainer_guarded_ratio", gauges.guarded_share)
     if gauges.watermark_ms:
         yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - gauges.watermark_ms) / 1_000)
+    for name, table in trainer.learner.trained.table.counters.items():
+        yield Reading("freshrank_trainer_table_rows", table.rows, (name,))
+        for what in ("admissions", "evictions", "lookups", "default_lookups", "missing_lookups"):
+            yield Reading(f"freshrank_trainer_table_{what}_total", getattr(table, what), (name,))
     names = {
         "n": "window_rows",
         "positives": "window_positives",

@@ -9,7 +9,10 @@ import pytest
 from freshrank.board import RATES, Scrape
 from freshrank.exits import CommandError, ExitCode
 from freshrank.metrics import Buckets, Reading, exposition, metric_table, read_counters, registry, serve_metrics
+from freshrank.train import readings
+from model.source import MemoryExampleSource
 from stream.emission import JoinCounters
+from tests.model.example_log import new_trainer, partition_log
 
 UNITS = (
     "_total",
@@ -51,6 +54,28 @@ def test_counters_are_shown_under_their_names_and_help() -> None:
     assert scrape.value("freshrank_joiner_slates_total") == 3
     assert scrape.value("freshrank_joiner_feedback_late_total") == 2
     assert b"# HELP freshrank_joiner_slates_total Impressions that were joined." in body
+
+
+def test_trainer_shows_the_ids_of_every_field() -> None:
+    trainer = new_trainer(source=MemoryExampleSource({0: partition_log(seed=1, num_messages=12)}))
+    trainer.run(lambda: False)
+    scrape = Scrape.parse(exposition(registry("trainer", lambda: readings(trainer)))[0].decode())
+
+    def shown(what: str) -> dict[str, int]:
+        name = f"freshrank_trainer_table_{what}"
+        return {labels[0]: int(value) for (sample, labels), value in scrape.samples.items() if sample == name}
+
+    table = trainer.learner.trained.table
+    assert shown("rows").keys() == {field.name for field in table.layout.fields}
+    assert sum(shown("rows").values()) == len(trainer.learner.trained.serving_full()["rows.keys"]) > 0
+    assert shown("admissions_total") == shown("rows"), "nothing was evicted"
+    assert set(shown("evictions_total").values()) == {0}
+    for field, lookups in shown("lookups_total").items():
+        without_row = shown("default_lookups_total")[field] + shown("missing_lookups_total")[field]
+        assert 0 < without_row <= lookups, field
+    table.evict(trainer.learner.trained.serving_full()["rows.keys"].numpy())
+    scrape = Scrape.parse(exposition(registry("trainer", lambda: readings(trainer)))[0].decode())
+    assert shown("evictions_total") == shown("admissions_total")
 
 
 def test_histogram_is_cumulative_and_ends_at_infinity() -> None:
