@@ -287,6 +287,7 @@ class JoinCore:
         meaning = _OUTSIDE
         columns: dict[str, LabelColumn] = {}
         trigger_ms = feedback.ts
+        is_missed = False
         for task in self._tasks_of_action[feedback.action]:
             if not 0 <= delay_ms <= task.window_ms:
                 continue
@@ -304,11 +305,13 @@ class JoinCore:
                     slate.positives = {}
                 slate.positives.setdefault(task.name, {})[row] = delay_ms
                 if slate.stage > task.look_stage:
+                    is_missed |= delay_ms <= task.observe_ms
                     column = self._positive(task, held, slate, delay_ms)
                     if column is not None:
                         columns[task.name] = column
                         trigger_ms = max(trigger_ms, self._look_ms(task, slate))
         self._count_feedback(held, slate, meaning)
+        self.counters.early_missed += is_missed and held.is_new
         is_committed = slate.offset < self._resume.next_impression and held.offset < self._resume.next_feedback
         if columns and not is_committed:
             self._emit(emissions, slate, at_feedback(row, columns), trigger_ms)
@@ -321,10 +324,7 @@ class JoinCore:
 
     def _positive(self, task: Task, held: Held, slate: Slate, delay_ms: int) -> LabelColumn | None:
         """Returns the label that a positive sends at its feedback, its early look being over; None for nothing."""
-        kind = task.policy.positive
-        if delay_ms <= task.observe_ms:
-            kind = task.policy.missed_positive
-            self.counters.early_missed += held.is_new
+        kind = task.policy.missed_positive if delay_ms <= task.observe_ms else task.policy.positive
         if kind is None:
             return None
         traffic = self._traffic.get(task.name)

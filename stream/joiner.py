@@ -127,6 +127,7 @@ class Joiner:
             # Of a partition that is assigned by this very poll, only messages after the seek count.
             if pair is not None and (message.topic, message.partition) not in poll.assigned:
                 pair.observe(message, self._decoder, now_ms)
+        self._read_on()
         self._look_for_ends(now_ms)
         for pair in self._pairs.values():
             pair.advance(now_ms)
@@ -216,6 +217,14 @@ class Joiner:
             return _IDLE_POLL_MS
         due_ms = self._committed_ms + self._config.commit_interval_ms
         return min(max(0, due_ms - self._now_ms()), _IDLE_POLL_MS)
+
+    def _read_on(self) -> None:
+        """Goes back to what was passed over while the other topic was replayed."""
+        for pair in self._pairs.values():
+            if pair.must_seek and pair.is_caught_up:
+                pair.must_seek = False
+                for partition, offset in pair.next_offsets.items():
+                    self._member.seek(partition, offset)
 
     def _look_for_ends(self, now_ms: int) -> None:
         """Finds out which quiet partitions are at their end, so that they do not hold back the watermark."""

@@ -131,6 +131,8 @@ class PartitionPair:
         """Labels that go out with the next commit."""
         self.dead_letters: list[DeadLetter] = []
         """Messages that could not be decoded and go out with the next commit."""
+        self.must_seek = False
+        """Messages came ahead of the replay and were passed over: read on from `next_offsets` when it is over."""
 
     @property
     def next_offsets(self) -> dict[TopicPartition, int]:
@@ -166,12 +168,16 @@ class PartitionPair:
 
     def observe(self, message: Message, decoder: EventDecoder, now_ms: int) -> None:
         """Takes one message of either topic."""
-        if message.topic == self.impressions.topic:
-            is_replayed = message.offset < self._resume.next_impression
+        is_impression = message.topic == self.impressions.topic
+        is_replayed = message.offset < (self._resume.next_impression if is_impression else self._resume.next_feedback)
+        if not is_replayed and (self.must_seek or not self.is_caught_up):
+            # First all that was read before, in both topics: then the state is the committed one, whatever comes next.
+            self.must_seek = True
+            return
+        if is_impression:
             self._next_impression = message.offset + 1
             clock = self._watermark.impressions
         else:
-            is_replayed = message.offset < self._resume.next_feedback
             self._next_feedback = message.offset + 1
             clock = self._watermark.feedback
         try:

@@ -12,8 +12,7 @@
     labels: {r a order: [final 700], r b order: [final]}   # kind, and the delay of a positive
 
 What comes out is told by `tests.stream.oracle`; `labels` are the same for the reader's eyes, or instead of it where
-`beyond_oracle` says why the oracle cannot know them. `after_a_crash` are labels that may come in the place of those
-where another process has taken over: what becomes of late events is no function of the log (docs/joiner.md).
+`beyond_oracle` says why the oracle cannot know them.
 """
 
 from collections import Counter
@@ -101,7 +100,6 @@ class _File:
     partitions: int = 1
     join: JoinConfig = field(default_factory=JoinConfig)
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    after_a_crash: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ratios: Mapping[str, float] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     beyond_oracle: str = ""
@@ -120,8 +118,6 @@ class Scenario:
     num_partitions: int
     steps: tuple[Step, ...]
     expected: Counter[Label]
-    after_a_crash: Counter[Label]
-    """May come instead where another process has taken over; the same unless something is late."""
     ratios: Ratios
     counters: Mapping[str, int]
 
@@ -176,8 +172,6 @@ def parse(name: str, text: str) -> Scenario:
     if file.labels and written != expected:
         both = f"only in labels: {sorted(written - expected)}, only in the oracle's: {sorted(expected - written)}"
         raise ConfigError(f"labels: not the oracle's; {both}; correct them or say why in beyond_oracle")
-    if not file.after_a_crash.keys() <= file.labels.keys():
-        raise ConfigError(f"after_a_crash: {sorted(file.after_a_crash.keys() - file.labels.keys())} are not in labels")
     if bool(file.ratios) != any(task.has_traffic_ratio for task in schema.tasks.values()):
         raise ConfigError("ratios: needed where a task has traffic_ratio, and nowhere else")
     return Scenario(
@@ -189,7 +183,6 @@ def parse(name: str, text: str) -> Scenario:
         num_partitions=file.partitions,
         steps=steps,
         expected=expected,
-        after_a_crash=_labels({**file.labels, **file.after_a_crash}, schema) if file.after_a_crash else expected,
         ratios={_place(key, schema, f"ratios.{key}"): ratio for key, ratio in file.ratios.items()},
         counters=file.counters,
     )

@@ -65,7 +65,7 @@ def cluster_of(scenario: Scenario, crash_at: set[int] | None = None, spill: Spil
 
 
 def assert_right(cluster: Cluster, scenario: Scenario, when: str) -> None:
-    assert cluster.labels() in (scenario.expected, scenario.after_a_crash), when
+    assert cluster.labels() == scenario.expected, when
     found = [ratios_in(message.value, scenario.schema) for message in cluster.messages(EXAMPLES)]
     assert {place: ratio for ratios in found for place, ratio in ratios.items()} == scenario.ratios, when
     assert len(cluster.messages(DEAD_LETTER)) == scenario.counters.get("malformed", 0), when
@@ -156,11 +156,6 @@ labels: {r a order: [final 4]}
         ("final 4", "final 5", "labels: not the oracle's"),
         ("labels:", "beyond_oracle: so\nother:", "other is not a setting"),
         ("labels:", "counters: {slats: 1}\nlabels:", "counters.slats is not a counter"),
-        (
-            "labels:",
-            "after_a_crash: {r b order: [final]}\nlabels:",
-            r"after_a_crash: \['r b order'\] are not in labels",
-        ),
         ("labels:", "ratios: {r a order: 1.0}\nlabels:", "ratios: needed where a task has traffic_ratio"),
     ],
 )
