@@ -50,7 +50,7 @@ def main() -> int:
     os.environ.setdefault("KAFKA_OPTS", "-XX:TieredStopAtLevel=1")  # a broker that is restarted must be back soon
     folder = Path(tempfile.mkdtemp(prefix="freshrank-chaos-"))
     print(_line({name: name for name in COLUMNS}), flush=True)
-    broker = Broker(folder / "kafka", _free_port(), Path(os.environ["KAFKA_HOME"]))
+    broker = Broker(folder / "kafka", (_free_port(), _free_port()), Path(os.environ["KAFKA_HOME"]))
     rows: list[dict[str, Any]] = []
     try:
         for seed in range(given.first, given.first + given.seeds):

@@ -17,7 +17,7 @@ SEED = 3
 @pytest.mark.integration
 @pytest.mark.slow
 def test_one_seed_of_chaos(kafka_home: Path, free_port: Callable[[], int], tmp_path: Path) -> None:
-    broker = Broker(tmp_path / "kafka", free_port(), kafka_home)
+    broker = Broker(tmp_path / "kafka", (free_port(), free_port()), kafka_home)
     said: list[str] = []
     try:
         outcome = run_seed(SEED, broker, tmp_path / "joiners", said.append, duration_ms=8_000)
