@@ -1,7 +1,7 @@
 """Apache Kafka as in production: a controller of its own that stays up, and a broker that is taken down and comes back.
 
-One process for both, as `freshrank up` has it, is not meant for production (Kafka's documentation, "Process Roles"),
-and does not survive a restart unharmed: see docs/chaos.md.
+Kafka's documentation advises against one process for both where it matters ("Process Roles"), and Apache Kafka 4.3.0
+loses transaction markers when such a process is killed and restarted (KAFKA-20734; docs/chaos.md, finding 2).
 """
 
 import os

@@ -1,8 +1,9 @@
 """Transactions that the broker has lost sight of: found, and ended as an operator would.
 
-Apache Kafka 4.3.0, restarted while a dead producer's transaction is open, may complete its abort without writing the
-marks. In `__consumer_offsets` that hides the group's offsets for ever, and nobody can take its partitions up; in
-`examples` it hides all later labels from those who read what is committed.
+Apache Kafka 4.3.0 completes a transaction without its marker in partitions that have no leader at that moment
+(KAFKA-20734). In `__consumer_offsets` that hides the group's offsets for ever, and nobody can take its partitions up;
+in `examples` it hides all later labels from those who read what is committed. The abort lets things go on, no more: if
+the transaction had been committed, it is now torn, and the verdict says so.
 """
 
 import subprocess
