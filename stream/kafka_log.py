@@ -194,6 +194,7 @@ class KafkaGroupMember(_Reading):
         self._assigned: list[TopicPartition] = []
         self._revoked: list[TopicPartition] = []
         self._has_moved = False
+        self._is_closing = False
         self._metadata = self._consumer.consumer_group_metadata()
         self._consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_revoke
@@ -258,13 +259,23 @@ class KafkaGroupMember(_Reading):
         """The group generation this member's partitions were assigned in: commits of an older one are refused."""
         return self._metadata
 
+    def close(self) -> None:
+        """Leaves the group and releases the connection."""
+        # A rebalance that was never polled for is told from within: the client deals with it if we do nothing.
+        self._is_closing = True
+        super().close()
+
     def _on_assign(self, consumer: Consumer, partitions: list[Position]) -> None:
+        if self._is_closing:
+            return
         consumer.assign([])
         self._metadata = consumer.consumer_group_metadata()
         self._owned = [TopicPartition(position.topic, position.partition) for position in partitions]
         self._assigned = list(self._owned)
 
     def _on_revoke(self, consumer: Consumer, _partitions: list[Position]) -> None:
+        if self._is_closing:
+            return
         consumer.unassign()
         # Assigned and revoked within one poll: the caller never hears of it.
         self._revoked += [partition for partition in self._owned if partition not in self._assigned]

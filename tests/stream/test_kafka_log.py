@@ -1,6 +1,7 @@
 """What only the log on Kafka has, beyond the contract of `tests/contracts/test_log.py`: groups, outages, settings."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -260,3 +261,11 @@ def test_repeated_lines_of_the_client_pass_once_in_a_while_with_their_number() -
         None,
     ]
     assert passes("FAIL", 30) == "FAIL [c] gone (and 2 more like this)"
+
+
+def test_a_member_that_leaves_before_it_was_told_of_its_partitions_leaves_quietly(clients: Clients) -> None:
+    """The client tells of a rebalance from within `close` then, when nothing can be assigned any more."""
+    for wait_s in (0.0, 0.2, 0.5, 1.0):
+        member = KafkaGroupMember(clients.config, clients.group, [clients.impressions, clients.feedback])
+        time.sleep(wait_s)
+        member.close()
