@@ -4,7 +4,8 @@ Events = impression items + feedback, 10 items a slate, in arrival order with ji
 slates; a watermark every 500 messages, as after a poll. A window of ten seconds and twenty seconds of events at 2,000
 slates a second: 24,000 slates are open while others close. The peer is the least that could do the job: one dict and
 one deque, no grace per task, no duplicates, no disorder, no recovery. Both must find the same labels. The decoded
-events are kept out of the garbage collector's sight (`gc.freeze`): a stream does not hold its past in memory.
+events are kept out of the garbage collector's sight (`gc.freeze`): a stream does not hold its past in memory; its
+thresholds are those of `freshrank join`.
 """
 
 import gc
@@ -13,6 +14,7 @@ from collections import Counter, deque
 import numpy as np
 
 from benchmarks.harness import Figure, cpu_rate
+from freshrank.join import GC_THRESHOLDS
 from stream.join import JoinConfig, JoinCore
 from stream.schema import Feedback, Impression, Items, SchemaConfig, TaskConfig
 
@@ -109,6 +111,7 @@ def rates(num_slates: int, slate_size: int, repeats: int) -> tuple[float, tuple[
 
 def measure(num_slates: int = 40_000, repeats: int = 5) -> dict[str, Figure]:
     """Returns P2 for slates of 10, with slates of 1 and 20 beside it."""
+    gc.set_threshold(*GC_THRESHOLDS)
     value, ci, peer = rates(num_slates, 10, repeats)
     peers = {"dict join, slates of 10": peer}
     for size in (1, 20):

@@ -3,9 +3,11 @@
 The log is written first; then a joiner of a new group reads it from the beginning, decodes, joins, encodes and commits
 every 100 ms, until every label is committed. CPU-seconds are user + system of the process with librdkafka's threads;
 the broker is another process: Apache Kafka where KAFKA_HOME names one, else the embedded broker. Slates carry three
-features per item and one score; a click on a quarter of them. The ceiling is the same read and decoded only.
+features per item and one score; a click on a quarter of them. The ceiling is the same read and decoded only. Garbage
+collection is set as `freshrank join` sets it.
 """
 
+import gc
 import os
 import tempfile
 import time
@@ -19,6 +21,7 @@ import numpy as np
 from benchmarks.harness import Figure, cpu_rate
 from benchmarks.join_core import GRACE_MS, JITTER_MS, WINDOW_MS, arrivals, dict_join
 from freshrank.embedded import BrokerKind, start_broker
+from freshrank.join import GC_THRESHOLDS
 from stream.codec import EventDecoder, encode
 from stream.join import JoinConfig
 from stream.joiner import Joiner
@@ -164,6 +167,8 @@ def _free_port() -> int:
 
 def measure(num_events: int = 60_000, repeats: int = 3) -> dict[str, Figure]:
     """Returns P3 for single-item slates, with slates of 20 and the ceilings beside it."""
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     with broker() as (kind, address):
         single = rates(address, num_events, 1, repeats)
         twenty = rates(address, num_events // 10, 20, repeats)
