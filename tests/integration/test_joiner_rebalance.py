@@ -17,7 +17,7 @@ from freshrank.join import GROUP_ID
 from stream.log import EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig, topic_name
 from stream.schema import Impression, Items, SchemaConfig, TaskConfig
 from stream.topics import create_topics, topic_lag
-from tests.chaos.cluster import Joiners, write_run
+from tests.chaos.cluster import STOPPED, Joiners, write_run
 from tests.chaos.log import Feeder, expected_labels, read_events, read_labels
 from tests.chaos.traffic import TrafficConfig, arrivals
 
@@ -137,7 +137,9 @@ def test_a_member_that_slept_past_its_session_and_was_replaced_is_fenced(
         return load.is_joined()
 
     wait_until(is_joined, "all is joined", timeout_s=60)
-    assert joiners.close() == {"other": 0, "replacement": 0}
+    ended = joiners.close()
+    assert ended["other"] == ExitCode.OK
+    assert ended["replacement"] in STOPPED  # it may have been started again only just now
     load.assert_labels_are_right()
 
 
