@@ -20,13 +20,13 @@ import numpy as np
 
 from benchmarks.harness import Figure, cpu_rate
 from benchmarks.join_core import GRACE_MS, JITTER_MS, WINDOW_MS, arrivals, dict_join
+from benchmarks.peers.joiner import join
 from freshrank.embedded import BrokerKind, start_broker
 from freshrank.join import GC_THRESHOLDS
 from stream.codec import EventDecoder, encode
 from stream.join import JoinConfig
-from stream.joiner import Joiner
-from stream.kafka_log import KafkaGroupMember, KafkaReader
-from stream.kafka_producer import KafkaProducer, KafkaTransactionalProducer
+from stream.kafka_log import KafkaReader
+from stream.kafka_producer import KafkaProducer
 from stream.log import FEEDBACK, IMPRESSIONS, KafkaConfig, TopicPartition, topic_name
 from stream.schema import FeatureConfig, FeaturesConfig, Feedback, Impression, Items, SchemaConfig, TaskConfig
 from stream.topics import create_topics
@@ -91,18 +91,9 @@ def write(kafka: KafkaConfig, events: list[Impression | Feedback]) -> None:
 
 def join_all(kafka: KafkaConfig, num_items: int, num_positives: int) -> None:
     """Runs one joiner of a new group until all labels are committed, and checks how many there are."""
-    name = uuid.uuid4().hex
-    member = KafkaGroupMember(kafka, name, [topic_name(kafka, IMPRESSIONS), topic_name(kafka, FEEDBACK)])
-    producer = KafkaTransactionalProducer(kafka, name)
-    joiner = Joiner(SCHEMA, CONFIG, member, producer, kafka, lambda: time.time_ns() // 1_000_000)
-    try:
-        while joiner.counters.labels < num_items:
-            joiner.run_once()
-    finally:
-        producer.close()
-        member.close()
-    if joiner.counters.labels != num_items or joiner.counters.positives != num_positives:
-        raise RuntimeError(f"wrong labels: {joiner.counters}, {num_items} items, {num_positives} positives expected")
+    counters = join(kafka, SCHEMA, CONFIG, num_items)
+    if counters.labels != num_items or counters.positives != num_positives:
+        raise RuntimeError(f"wrong labels: {counters}, {num_items} items, {num_positives} positives expected")
 
 
 def decode_all(kafka: KafkaConfig, num_messages: int) -> None:

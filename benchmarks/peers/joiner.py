@@ -6,27 +6,31 @@ from dataclasses import replace
 
 from benchmarks.peers.join_core import CONFIG, SCHEMA
 from benchmarks.peers.meter import Job, Meter
+from stream.emission import JoinCounters
+from stream.join import JoinConfig
 from stream.joiner import Joiner
 from stream.kafka_log import KafkaGroupMember
 from stream.kafka_producer import KafkaTransactionalProducer
 from stream.log import FEEDBACK, IMPRESSIONS, KafkaConfig, topic_name
+from stream.schema import SchemaConfig
 
 WARM_UP = "warm-"
 """Between the prefix and the names of the topics: a log of the same events for the warm-up."""
 
 
-def join(kafka: KafkaConfig, num_items: int) -> None:
-    """Runs one joiner of a new group until all labels are committed."""
+def join(kafka: KafkaConfig, schema: SchemaConfig, config: JoinConfig, num_labels: int) -> JoinCounters:
+    """Runs one joiner of a new group until so many labels are committed; returns what it counted."""
     name = uuid.uuid4().hex
     member = KafkaGroupMember(kafka, name, [topic_name(kafka, IMPRESSIONS), topic_name(kafka, FEEDBACK)])
     producer = KafkaTransactionalProducer(kafka, name)
-    joiner = Joiner(SCHEMA, CONFIG, member, producer, kafka, lambda: time.time_ns() // 1_000_000)
+    joiner = Joiner(schema, config, member, producer, kafka, lambda: time.time_ns() // 1_000_000)
     try:
-        while joiner.counters.labels < num_items:
+        while joiner.counters.labels < num_labels:
             joiner.run_once()
     finally:
         producer.close()
         member.close()
+    return joiner.counters
 
 
 def main() -> None:
@@ -34,9 +38,9 @@ def main() -> None:
     job = Job.from_argv()
     meter = Meter(job)
     kafka = KafkaConfig(bootstrap_servers=job.broker, topic_prefix=job.prefix)
-    join(replace(kafka, topic_prefix=job.prefix + WARM_UP), job.num_items)
+    join(replace(kafka, topic_prefix=job.prefix + WARM_UP), SCHEMA, CONFIG, job.num_items)
     meter.start()
-    join(kafka, job.num_items)
+    join(kafka, SCHEMA, CONFIG, job.num_items)
     meter.stop()
 
 
