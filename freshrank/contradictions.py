@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
 def contradictions(run: "RunConfig") -> Iterator[str]:
     """Yields a sentence for each pair of sections that cannot be right together."""
+    from stream.timeline import Timeline
     from utility_blender.blend import Blender
 
     scenarios = run.schema.scenarios
-    for name, task in run.schema.tasks.items():
-        if task.policy == "oracle":
-            yield f"tasks.{name}.policy: oracle knows the future, which only a study does; choose another"
+    try:
+        Timeline(run.schema, run.join.grace_ms)
+    except ValueError as error:
+        yield str(error)
     try:
         Blender(list(run.schema.tasks), scenarios, run.blender)
     except ValueError as error:

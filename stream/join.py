@@ -19,6 +19,7 @@ recovery from the log exact. The rules here are chosen for it and `docs/joiner.m
   so that it always follows its negative.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -88,7 +89,7 @@ def replay_span_ms(schema: SchemaConfig, config: JoinConfig) -> int:
     A slate is needed until the watermark passes its last close + `duplicate_ms`, traffic counts for two windows; the
     watermark itself runs `out_of_orderness_ms` behind the newest event.
     """
-    kept_ms = [Timeline(schema, config.grace_ms).close_after_ms + config.duplicate_ms]
+    kept_ms = [schema.max_window_ms + config.grace_ms + config.duplicate_ms]
     kept_ms += [traffic.keep_ms for traffic in _traffic(schema, config).values()]
     return max(kept_ms) + config.out_of_orderness_ms
 
@@ -361,17 +362,19 @@ class JoinCore:
                 self._emit(emissions, slate, outcome, edge_ms)
             if slate.positives is not None:
                 for task in self._timeline.stages[number].looks:
-                    self._correct(task, slate, edge_ms, emissions)
+                    self._correct(task, slate, slate.positives.get(task.name, {}), edge_ms, emissions)
         if slate.stage == self._num_stages and slate.held is not None:
             for offset in slate.held:
                 self._state.feedback_needed.remove(offset)
             slate.held = None
 
-    def _correct(self, task: Task, slate: Slate, edge_ms: int, emissions: list[Emission]) -> None:
-        """Sends the positives beyond the early look that were here before it, right after it."""
-        if slate.positives is None or task.policy.positive is None:
+    def _correct(
+        self, task: Task, slate: Slate, delays_ms: Mapping[int, int], edge_ms: int, emissions: list[Emission]
+    ) -> None:
+        """Sends the positives (row -> delay) beyond the early look that were here before it, right after it."""
+        if task.policy.positive is None:
             return
-        for row, delay_ms in slate.positives.get(task.name, {}).items():
+        for row, delay_ms in delays_ms.items():
             if delay_ms > task.observe_ms:
                 column = LabelColumn([task.policy.positive], [1], [delay_ms])
                 trigger_ms = max(slate.impression.ts + delay_ms, edge_ms)
