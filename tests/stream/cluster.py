@@ -1,6 +1,7 @@
 """Joiners on an in-memory broker with a clock that moves by hand: started, killed and restarted as a test says."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from stream.spill import Spill, SpillConfig
 from tests.stream.oracle import Label
 
 GROUP = "join"
+
+Change = tuple[int, str, str]
+"""(tick, `start` or `kill`, joiner)"""
 
 
 class Cluster:
@@ -97,6 +101,25 @@ class Cluster:
         for _ in range(12):
             self.now_ms += 2 * self.config.idle_ms
             self.turn()
+
+    def play(self, arrivals: Sequence[tuple[int, Impression | Feedback]], changes: Sequence[Change]) -> None:
+        """Sends each event when it is due, starts and kills joiners at their tick, then lets everything settle."""
+        waiting = list(arrivals)
+        tick = 0
+        while waiting:
+            for at, change, name in changes:
+                if at == tick and change == "start" and name not in self.joiners:
+                    self.start(name)
+                elif at == tick and change == "kill" and name in self.joiners:
+                    self.kill(name)
+            self.now_ms += 700
+            while waiting and waiting[0][0] <= self.now_ms:
+                self.send(waiting.pop(0)[1])
+            self.turn()
+            tick += 1
+        if not self.joiners:
+            self.start()
+        self.settle()
 
     def counters(self) -> JoinCounters:
         """Returns what all joiners ever committed."""

@@ -147,22 +147,7 @@ def test_crashes_and_rebalances_lose_nothing_double_nothing_and_contradict_nothi
     arrivals = traffic(seed)
     cluster = Cluster(SCHEMA, CONFIG)
     cluster.crashes.crash_at = crash_at
-    waiting = list(arrivals)
-    tick = 0
-    while waiting:
-        for at, change, name in changes:
-            if at == tick and change == "start" and name not in cluster.joiners:
-                cluster.start(name)
-            elif at == tick and change == "kill" and name in cluster.joiners:
-                cluster.kill(name)
-        cluster.now_ms += 700
-        while waiting and waiting[0][0] <= cluster.now_ms:
-            cluster.send(waiting.pop(0)[1])
-        cluster.turn()
-        tick += 1
-    if not cluster.joiners:
-        cluster.start()
-    cluster.settle()
+    cluster.play(arrivals, changes)
     assert cluster.labels() == expected_labels(arrivals)
     assert_late_positives_follow_their_negatives(cluster)
 

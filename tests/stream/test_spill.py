@@ -148,24 +148,9 @@ def test_crashes_and_rebalances_change_nothing(
     folder = Path(tempfile.mkdtemp(dir=FAST))
     cluster = Cluster(SCHEMA, CONFIG, spill=config(folder))
     cluster.crashes.crash_at = crash_at
-    waiting = traffic(seed)
-    expected = expected_labels(waiting)
-    tick = 0
-    while waiting:
-        for at, change, name in changes:
-            if at == tick and change == "start" and name not in cluster.joiners:
-                cluster.start(name)
-            elif at == tick and change == "kill" and name in cluster.joiners:
-                cluster.kill(name)
-        cluster.now_ms += 700
-        while waiting and waiting[0][0] <= cluster.now_ms:
-            cluster.send(waiting.pop(0)[1])
-        cluster.turn()
-        tick += 1
-    if not cluster.joiners:
-        cluster.start()
-    cluster.settle()
-    assert cluster.labels() == expected
+    arrivals = traffic(seed)
+    cluster.play(arrivals, changes)
+    assert cluster.labels() == expected_labels(arrivals)
     for spill in cluster.spills.values():
         spill.close()
     shutil.rmtree(folder)
