@@ -35,16 +35,7 @@ _STOP_TIMEOUT_S = 15.0
 _PING_TIMEOUT_S = 1.0
 _REDIS_MAX_MEMORY = "512mb"
 _CLUSTER_ID = "ZnJlc2hyYW5rLWxvY2FsMQ"
-_KAFKA_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@{host}:{controller_port}
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
-controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
-inter.broker.listener.name=PLAINTEXT
-log.dirs={folder}/data
+LONE_BROKER = """\
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
@@ -55,6 +46,18 @@ group.initial.rebalance.delay.ms=0
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 num.network.threads=2
 num.io.threads=4
+"""
+"""What a broker without others needs, and nobody to wait for; as lines of `server.properties`."""
+_KAFKA_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller_port}
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+log.dirs={folder}/data
 """
 
 
@@ -200,6 +203,7 @@ def _prepare_kafka(folder: Path, port: int, kafka_home: Path | None) -> tuple[li
     properties = folder / "server.properties"
     properties.write_text(
         _KAFKA_PROPERTIES.format(host=HOST, port=port, controller_port=controller_port, folder=folder.resolve())
+        + LONE_BROKER
     )
     env = {
         "KAFKA_HEAP_OPTS": "-Xms256m -Xmx256m",

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from freshrank.children import Child
+from freshrank.embedded import LONE_BROKER
 from tests.chaos.cluster import wait_for
 
 HOST = "127.0.0.1"
@@ -28,16 +29,6 @@ controller.listener.names=CONTROLLER
 listeners={listener}://{host}:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={folder}/data
-auto.create.topics.enable=false
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=4
-group.initial.rebalance.delay.ms=0
-transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
-num.network.threads=2
-num.io.threads=4
 # A broker that was killed may register again only when its last session is over.
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
@@ -67,6 +58,7 @@ class Broker:
                     role=role, node=node, host=HOST, controller_port=controller_port,
                     listener=listener, port=own_port, folder=home.resolve(),
                 )
+                + LONE_BROKER
             )  # fmt: skip
         # One thread for all their lives: a child is killed by the kernel when the thread that started it ends.
         self._thread = ThreadPoolExecutor(1)
