@@ -18,6 +18,8 @@ from model.features import EncodedBatch, Field, KeyLists
 from model.hashing import MISSING_KEY, Int64Array
 from model.id_table import NO_ROW, IdTable
 from model.inputs import RowInputs
+from model.network import NetworkShape
+from stream.schema import SchemaConfig
 
 
 class InputLayout:
@@ -39,9 +41,17 @@ class InputLayout:
         request_lists = [one.name for one in self.fields if one.side == "request" and one.many]
         self._history = request_lists.index("history_item") if "history_item" in request_lists else None
         self._has_interaction = interaction and self._history is not None and "item_id" in names
-        num_request_fields = sum(one.side == "request" for one in self.fields)
-        num_item_blocks = len(names) - num_request_fields + self._has_interaction
-        self.input_width = (num_request_fields + num_item_blocks) * width
+        self.blocks = (*names, "history_item*item_id") if self._has_interaction else tuple(names)
+        """What x is made of, block by block."""
+
+    def network_shape(self, schema: SchemaConfig) -> NetworkShape:
+        """Returns what a network on this input is built for."""
+        return NetworkShape(
+            blocks=self.blocks,
+            block_width=self.width,
+            num_scenarios=len(schema.scenarios),
+            tasks=tuple(schema.tasks),
+        )
 
     def flat_keys(self, batch: EncodedBatch) -> Int64Array:
         """Returns the keys of all values, [N]."""

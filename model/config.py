@@ -1,12 +1,14 @@
 """A model's configuration: encoding, embedding, network, loss, optimiser."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from model.architectures import NETWORKS, Architecture
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig
 from model.hinet import HiNetConfig
 from model.losses import LossConfig
+from model.network import Network, NetworkShape
 from model.optim import OptimConfig
 
 Preset = Literal["small", "published", "custom"]
@@ -16,12 +18,13 @@ Preset = Literal["small", "published", "custom"]
 class ModelConfig:
     """What is learned, and how."""
 
-    architecture: Literal["hinet"] = "hinet"
+    architecture: Architecture = "hinet"
     """The network."""
     preset: Preset = "small"
-    """Size of the network: `small`, `published` (the paper's), or `custom`, as `hinet` says."""
+    """Size of the network: `small`, `published` (the paper's; HiNet only), or `custom`, as the section named after the
+    architecture says. That section is given with `custom` only, and then always."""
     hinet: HiNetConfig | None = None
-    """The network's widths; only, and then always, with `preset: custom`."""
+    """HiNet's widths and switches."""
     encoding: EncodingConfig = EncodingConfig()
     """From features to keys."""
     embedding: EmbeddingConfig = EmbeddingConfig()
@@ -38,15 +41,29 @@ class ModelConfig:
         for task, prior in self.priors.items():
             if not 0 < prior < 1:
                 raise ValueError(f"priors.{task}: {prior} is not allowed; between 0 and 1")
-        if (self.hinet is not None) != (self.preset == "custom"):
-            given = "given" if self.hinet is not None else "absent"
-            raise ValueError(
-                f"hinet: {given} with preset: {self.preset} is not allowed; give it with preset: custom only"
-            )
+        if self.preset == "published" and not hasattr(NETWORKS[self.architecture].config, "published"):
+            raise ValueError(f"preset: published is not allowed with architecture: {self.architecture}; small, custom")
+        for name in NETWORKS:
+            is_given, is_needed = getattr(self, name) is not None, name == self.architecture and self.preset == "custom"
+            if is_given != is_needed:
+                given = "given" if is_given else "absent"
+                raise ValueError(
+                    f"{name}: {given} with architecture: {self.architecture}, preset: {self.preset} is not allowed;"
+                    " the architecture's section goes with preset: custom, no other section"
+                )
 
     @property
-    def network(self) -> HiNetConfig:
-        """The widths of the preset, or the custom ones."""
-        if self.hinet is not None:
-            return self.hinet
-        return HiNetConfig() if self.preset == "small" else HiNetConfig.published()
+    def network(self) -> Any:
+        """The configuration of the architecture's network: the preset, or the custom one."""
+        config = NETWORKS[self.architecture].config
+        if self.preset == "custom":
+            return getattr(self, self.architecture)
+        return config() if self.preset == "small" else config.published()
+
+    def build_network(self, shape: NetworkShape, *, seed: int | None) -> Network:
+        """Returns the network; with `seed` None its parameters are undrawn, to be loaded.
+
+        Raises:
+            ValueError: the network does not fit the shape (a task or field that it names is not there).
+        """
+        return NETWORKS[self.architecture].build(self.network, shape, seed=seed)

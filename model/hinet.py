@@ -14,7 +14,6 @@ being opened), which leaves the softmax over the other M-1 scenarios as publishe
 only. Experts are stored and computed per group (one SEI, one CGC), so that their shapes do not depend on M.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +24,9 @@ from torch.nn import functional as F
 
 from model.experts import GatedExperts
 from model.inputs import RowInputs
+from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
 from model.seeding import Drawn, draw_uniform, initialise
+from model.towers import Towers
 
 SanMode = Literal["on", "none", "detach"]
 
@@ -158,86 +159,56 @@ class CustomizedGateControl(nn.Module):
         return mixed_TBd
 
 
-class Towers(Drawn):
-    """One scenario's T towers, [T, B, d] -> logits [B, T]; ReLU between layers, the last one linear of width 1."""
+class HiNet(Network):
+    """The whole network.
 
-    def __init__(self, num_tasks: int, width: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        widths = [width, *hidden, 1]
-        shapes = [(num_tasks, fan_in, out) for fan_in, out in zip(widths, widths[1:], strict=False)]
-        self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
-        self.biases = nn.ParameterList(torch.empty(num_tasks, 1, out) for _, _, out in shapes)
-
-    def forward(self, features_TBd: Tensor) -> Tensor:
-        """Returns the logits, [B, T]."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                features_TBd = F.relu(features_TBd)
-            features_TBd = torch.baddbmm(bias, features_TBd, weight)
-        return features_TBd.squeeze(2).t()
-
-    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
-            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
-
-
-class HiNet(nn.Module):
-    """Logits of each row's own scenario, [B, T]; in what it computes a row does not depend on the others.
-
-    Rows must come sorted by scenario; the caller sorts where it is free (in the order in which it gathers embeddings).
-    Heads of a scenario without rows are not run, so their gradients stay None and Adam leaves them alone.
-
-    >>> net = HiNet(HiNetConfig(), num_scenarios=2, num_tasks=3, width=8, seed=0)
-    >>> net(RowInputs(torch.ones(5, 8)), [0, 4, 5]).shape
-    torch.Size([5, 3])
+    >>> shape = NetworkShape(blocks=("user_id", "item_id"), block_width=4, num_scenarios=2, tasks=("click", "order"))
+    >>> net = HiNet(HiNetConfig(), shape, seed=0)
+    >>> net(NetworkInputs(x=RowInputs(torch.ones(5, 8)), row_offsets=[0, 4, 5])).shape
+    torch.Size([5, 2])
     """
 
-    def __init__(
-        self, config: HiNetConfig, *, num_scenarios: int, num_tasks: int, width: int, seed: int | None
-    ) -> None:
+    def __init__(self, config: HiNetConfig, shape: NetworkShape, *, seed: int | None) -> None:
         """With `seed` None the parameters are left undrawn, to be loaded."""
-        super().__init__()
-        hidden, out = config.expert_hidden, config.expert_width
-        self._config = config
-        self._num_tasks = num_tasks
+        hidden, out, num_scenarios = config.expert_hidden, config.expert_width, shape.num_scenarios
         has_attention = config.san != "none" and (num_scenarios > 1 or config.growable)
-        self.shared = SubExpertIntegration(config.num_shared_experts, width, hidden, out)
+        c_width = (3 if has_attention else 2) * out
+        super().__init__(shape, representation_width=c_width)
+        self._config = config
+        self.shared = SubExpertIntegration(config.num_shared_experts, shape.width, hidden, out)
         self.scenarios = nn.ModuleList(
-            SubExpertIntegration(config.num_scenario_experts, width, hidden, out) for _ in range(num_scenarios)
+            SubExpertIntegration(config.num_scenario_experts, shape.width, hidden, out) for _ in range(num_scenarios)
         )
         self.attention = ScenarioAttention(num_scenarios, config.scenario_embedding) if has_attention else None
-        c_width = (3 if has_attention else 2) * out
-        self.representation_width = c_width
-        """C."""
-        self.gates = nn.ModuleList(CustomizedGateControl(config, num_tasks, c_width) for _ in range(num_scenarios))
-        self.towers = nn.ModuleList(Towers(num_tasks, config.task_width, config.tower) for _ in range(num_scenarios))
+        self.gates = nn.ModuleList(
+            CustomizedGateControl(config, shape.num_tasks, c_width) for _ in range(num_scenarios)
+        )
+        self.towers = nn.ModuleList(
+            Towers(shape.num_tasks, config.task_width, config.tower) for _ in range(num_scenarios)
+        )
         if seed is not None:
             initialise(self, seed)
+
+    def scenario_lists(self) -> list[nn.ModuleList]:
+        """Returns SEIs, CGCs and towers."""
+        return [self.scenarios, self.gates, self.towers]
 
     def start_at(self, task: int, prior: float) -> None:
         """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
         for tower in self.towers:
             assert isinstance(tower, Towers)
-            with torch.no_grad():
-                tower.biases[-1][task] = math.log(prior / (1 - prior))
-
-    def forward(self, x: RowInputs, row_offsets: Sequence[int]) -> Tensor:
-        """Returns the logits, [B, T]; rows of scenario i are `row_offsets[i]` to `row_offsets[i + 1]`."""
-        return self.task_logits(self.representation(x, row_offsets), row_offsets)
+            tower.start_at(task, prior)
 
     def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
         """Returns the logits, [B, T], from what `representation` returned."""
-        logits = [torch.empty(0, self._num_tasks, dtype=c_BC.dtype, device=c_BC.device)]
-        for scenario, (gate, tower) in enumerate(zip(self.gates, self.towers, strict=True)):
-            start, stop = row_offsets[scenario], row_offsets[scenario + 1]
-            if stop > start:
-                logits.append(tower(gate(c_BC[start:stop])))
+        logits = [torch.empty(0, self.shape.num_tasks, dtype=c_BC.dtype, device=c_BC.device)]
+        for scenario, start, stop in scenario_slices(row_offsets):
+            logits.append(self.towers[scenario](self.gates[scenario](c_BC[start:stop])))
         return torch.cat(logits)
 
-    def representation(self, x: RowInputs, row_offsets: Sequence[int]) -> Tensor:
+    def representation(self, inputs: NetworkInputs) -> Tensor:
         """Returns C of each row's own scenario, [B, C]: shared, own, and the attention's mix of the others."""
+        x, row_offsets = inputs.x, inputs.row_offsets
         features = [scenario(x) for scenario in self.scenarios]
         bounds = list(zip(row_offsets, row_offsets[1:], strict=False))
         own_Bd = torch.cat(

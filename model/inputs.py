@@ -34,3 +34,14 @@ class RowInputs:
         if len(request_RN) > 1:
             request_RN = F.embedding(self._request_index_B, request_RN)
         return torch.addmm(request_RN, self._item_BD, item_weight.t())
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return len(self._item_BD)
+
+    def whole(self) -> Tensor:
+        """Returns x, [B, D]."""
+        if self._request_RD is None or self._request_index_B is None:
+            return self._item_BD
+        return torch.cat([F.embedding(self._request_index_B, self._request_RD), self._item_BD], dim=1)

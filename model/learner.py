@@ -18,6 +18,7 @@ from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.label_policy import Estimate
 from model.labels import LabelBatch
 from model.losses import hold_back_positives, multi_scenario_loss
+from model.network import NetworkInputs
 from model.step_report import StepReport, no_step
 from model.task_heads import SettledRows
 from model.trained_model import TrainedModel
@@ -56,10 +57,9 @@ class Learner:
 
     def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
         """Returns the logits, [B, T], and changes nothing."""
-        c_BC, order_B, row_offsets = self._representation(batch)
+        inputs, order_B = self._inputs(batch)
         with torch.no_grad():
-            logits_BT = self.trained.net.task_logits(c_BC, row_offsets)
-        return _unsorted(logits_BT, order_B)
+            return _unsorted(self.trained.net(inputs), order_B)
 
     def learn(self, batch: EncodedBatch, labels: LabelBatch) -> StepReport:
         """Learns from a batch, B at least 1: one step of the network, then of the auxiliary heads where there are any.
@@ -98,10 +98,15 @@ class Learner:
         counts_B: npt.NDArray[np.bool_] = np.any(labels.first_BT[order_B], axis=1)
         lookup = model.table.lookup(batch, counts_B)
         leaf_UW = lookup.weight_UW.clone().requires_grad_()
-        # 2 score: no dropout, no batch statistics, so one forward serves the score and the loss
+        # 2 score: without dropout and batch statistics one forward serves the score and the loss
         x = self._layout.inputs(leaf_UW, torch.from_numpy(lookup.index_N), batch)
-        c_BC = model.net.representation(x, row_offsets)
+        inputs = NetworkInputs(x=x, row_offsets=row_offsets, noise=model.step_noise())
+        c_BC = model.net.representation(inputs)
         logits_BT = model.net.task_logits(c_BC, row_offsets)
+        score_BT = logits_BT.detach()
+        if not model.net.scores_as_it_learns:
+            with torch.no_grad():
+                score_BT = model.net(replace(inputs, noise=None))
         # 3 (progressive metrics: the caller's, from the report's logits)
         # 4 loss
         lambda_BT = self._cell_weights()[scenario_B]
@@ -109,7 +114,7 @@ class Learner:
         if labels.delayed is not None:
             weighed_BT = trained_BT if cold_BT is None else trained_BT & ~cold_BT[order_B]
             weighed = self._policy_weights(
-                labels.delayed.take(order_B), label_BT, weighed_BT, logits_BT.detach(), c_BC.detach(), scenario_B
+                labels.delayed.take(order_B), label_BT, weighed_BT, score_BT, c_BC.detach(), scenario_B
             )
             label_BT, weight_BT = weighed.target_BT, weight_BT * weighed.factor_BT
         loss, num_capped = multi_scenario_loss(
@@ -120,6 +125,9 @@ class Learner:
             torch.from_numpy(lambda_BT),
             max_weight=self.config.loss.max_example_weight,
         )
+        auxiliary_loss = model.net.auxiliary_loss()
+        if auxiliary_loss is not None:
+            loss = loss + auxiliary_loss
         # 5 backward
         model.adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves Tensor.backward untyped
@@ -128,7 +136,9 @@ class Learner:
         # 6 finite check, before anything is written
         grad_norm = float(torch.nn.utils.get_total_norm(grads))
         row_norm_U = torch.linalg.vector_norm(grad_UW, dim=1)
-        skipped = _first_not_finite(logits=logits_BT, loss=loss, dense_gradient=grad_norm, row_gradient=row_norm_U)
+        skipped = _first_not_finite(
+            logits=logits_BT, scores=score_BT, loss=loss, dense_gradient=grad_norm, row_gradient=row_norm_U
+        )
         optim = self.config.optim
         num_rows_clipped = 0
         if skipped is None:
@@ -141,13 +151,14 @@ class Learner:
                 grad_UW = grad_UW * torch.where(over_U, optim.row_clip / row_norm_U, 1.0)[:, None]
             # 8 step dense and rows
             model.adam.step()
+            model.net.after_step()
             model.table.apply(lookup, grad_UW, optim)
             # 9 shares, first negatives (rows, their clock and admissions were written with the rows)
             model.shares.update(scenario_B, trained_BT)
             model.has_negative_MT = has_negative_MT
             model.num_steps += 1
         return StepReport(
-            logits_BT=_unsorted(logits_BT.detach(), order_B),
+            logits_BT=_unsorted(score_BT, order_B),
             made=skipped is None,
             loss=loss.item(),
             grad_norm=grad_norm,
@@ -185,7 +196,9 @@ class Learner:
         rows_B = np.flatnonzero(heads_BT.any(axis=1))
         if not len(rows_B):
             return 0
-        sorted_BC, order_B, _ = self._representation(batch.take(rows_B))
+        inputs, order_B = self._inputs(batch.take(rows_B))
+        with torch.no_grad():
+            sorted_BC = self.trained.net.representation(inputs)
         c_BC = torch.empty_like(sorted_BC)
         c_BC[torch.from_numpy(order_B)] = sorted_BC
         num_skipped = 0
@@ -204,13 +217,13 @@ class Learner:
             num_skipped += not self.trained.heads.learn(task, settled)
         return num_skipped
 
-    def _representation(self, batch: EncodedBatch) -> tuple[Tensor, npt.NDArray[np.int64], list[int]]:
-        """Returns C of the rows sorted by scenario, their former places, and where each scenario starts."""
+    def _inputs(self, batch: EncodedBatch) -> tuple[NetworkInputs, npt.NDArray[np.int64]]:
+        """Returns what the network sees of the rows, sorted by scenario, to look at only, and their former places."""
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self.trained.table.ids)
         with torch.no_grad():
             x = self._layout.inputs(self.trained.table.weight, torch.from_numpy(rows_N), batch)
-            return self.trained.net.representation(x, row_offsets), order_B, row_offsets
+        return NetworkInputs(x=x, row_offsets=row_offsets), order_B
 
     def _cell_weights(self) -> npt.NDArray[np.float32]:
         """Returns each (scenario, task)'s weight in the loss, [M, T]."""

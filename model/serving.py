@@ -14,9 +14,9 @@ from torch import Tensor
 from model.assembly import InputLayout
 from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
-from model.hinet import HiNet
 from model.id_table import NO_ROW, IdTable
 from model.label_policy import served_probability
+from model.network import Network, NetworkInputs
 from model.shapes import check_same_shapes
 from stream.schema import PolicyName, SchemaConfig
 
@@ -28,7 +28,7 @@ class ServingModel:
         self,
         encoder: FeatureEncoder,
         layout: InputLayout,
-        net: HiNet,
+        net: Network,
         ids: IdTable,
         weight: Tensor,
         policies: tuple[PolicyName, ...],
@@ -53,13 +53,7 @@ class ServingModel:
         layout = InputLayout(
             encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
         )
-        net = HiNet(
-            config.network,
-            num_scenarios=len(schema.scenarios),
-            num_tasks=len(schema.tasks),
-            width=layout.input_width,
-            seed=None,
-        )
+        net = config.build_network(layout.network_shape(schema), seed=None)
         empty = cls(
             encoder,
             layout,
@@ -140,7 +134,7 @@ class ServingModel:
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
         with torch.inference_mode():
             x = self._layout.inputs(self._weight, torch.from_numpy(rows_N), batch)
-            probability_BT = self._net(x, row_offsets).sigmoid()
+            probability_BT = self._net(NetworkInputs(x=x, row_offsets=row_offsets)).sigmoid()
         result_BT = np.empty(tuple(probability_BT.shape), np.float32)
         result_BT[order_B] = probability_BT.numpy()
         for task, policy in enumerate(self._policies):

@@ -14,8 +14,8 @@ from model.assembly import InputLayout
 from model.auxiliary import AuxiliaryHeads
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.hinet import HiNet
 from model.losses import ScenarioShares
+from model.seeding import named_generator
 from model.shapes import check_same_shapes
 from stream.schema import SchemaConfig
 
@@ -28,13 +28,7 @@ class TrainedModel:
     def __init__(self, schema: SchemaConfig, layout: InputLayout, config: ModelConfig, seed: int) -> None:
         num_scenarios, num_tasks = len(schema.scenarios), len(schema.tasks)
         self.table = EmbeddingTable(layout, config.embedding, seed)
-        self.net = HiNet(
-            config.network,
-            num_scenarios=num_scenarios,
-            num_tasks=num_tasks,
-            width=layout.input_width,
-            seed=seed,
-        )
+        self.net = config.build_network(layout.network_shape(schema), seed=seed)
         for index, task in enumerate(schema.tasks):
             if task in config.priors:
                 self.net.start_at(index, config.priors[task])
@@ -53,8 +47,13 @@ class TrainedModel:
         """Where a negative was learned, so that positives may be."""
         self.num_steps = 0
         """Steps made, skipped ones not counted."""
+        self._seed = seed
         self._exported_clock = 0
         self._promoted_clock = 0
+
+    def step_noise(self) -> torch.Generator:
+        """Returns what the next step draws its dropout masks from: the same after a resume."""
+        return named_generator(self._seed, f"step/{self.num_steps}")
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything for a bit-exact resume, flat, as copies."""

@@ -60,7 +60,7 @@ def test_inputs_equal_a_plain_loop(num_requests: int) -> None:
         step(table, encoder.encode_columns(columns(rng, 6, 20)), grad=0.1)
     batch, layout = encoder.encode_columns(columns(rng, num_requests, 12)), table.layout
     rows_N = layout.rows(batch, layout.flat_keys(batch), table.ids)
-    ours = whole(layout.inputs(table.weight, torch.from_numpy(rows_N), batch), layout.input_width)
+    ours = whole(layout.inputs(table.weight, torch.from_numpy(rows_N), batch), layout.width * len(layout.blocks))
 
     def vector(field: str, keys: np.ndarray) -> torch.Tensor:
         names = [one.name for one in encoder.fields]
@@ -98,7 +98,10 @@ def test_a_side_may_have_no_field(side: str) -> None:
     layout = table.layout
     for batch in (items(encoder, "a", "b", "c"), items(encoder)):
         index = torch.from_numpy(layout.rows(batch, layout.flat_keys(batch), table.ids))
-        assert whole(layout.inputs(table.weight, index, batch), layout.input_width).shape == (batch.num_rows, 3)
+        assert whole(layout.inputs(table.weight, index, batch), layout.width * len(layout.blocks)).shape == (
+            batch.num_rows,
+            3,
+        )
 
 
 def test_an_item_is_admitted_with_its_third_first_emission() -> None:

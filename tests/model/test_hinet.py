@@ -9,7 +9,9 @@ from torch import Tensor
 
 from model.hinet import HiNet, HiNetConfig
 from model.inputs import RowInputs
+from model.network import NetworkInputs
 from tests.model import hinet_reference as reference
+from tests.model.networks import inputs, run, shape
 
 torch.set_num_threads(1)
 
@@ -38,12 +40,8 @@ CONFIGS = {
 WIDTH = 6
 
 
-def offsets(scenario_B: list[int], num_scenarios: int) -> list[int]:
-    return [0, *np.cumsum(np.bincount(scenario_B, minlength=num_scenarios)).tolist()]
-
-
 def tiny(config: HiNetConfig, num_scenarios: int, num_tasks: int = 2, seed: int = 0) -> HiNet:
-    net = HiNet(config, num_scenarios=num_scenarios, num_tasks=num_tasks, width=WIDTH, seed=seed).double()
+    net = HiNet(config, shape(num_scenarios, num_tasks, width=WIDTH), seed=seed).double()
     with torch.no_grad():  # biases that are zero at the start would hide a missing one
         for name, parameter in net.named_parameters():
             if "bias" in name:
@@ -53,13 +51,6 @@ def tiny(config: HiNetConfig, num_scenarios: int, num_tasks: int = 2, seed: int 
 
 def rows(num_rows: int, seed: int = 0) -> Tensor:
     return torch.randn(num_rows, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def run(net: HiNet, x_BD: Tensor, scenario_B: list[int]) -> Tensor:
-    """Returns the logits of rows in any order."""
-    order = np.argsort(scenario_B, kind="stable")
-    sorted_BT = net(RowInputs(x_BD[order]), offsets(scenario_B, len(net.scenarios)))
-    return sorted_BT[np.argsort(order)]
 
 
 def touched(net: HiNet, loss: Tensor) -> set[str]:
@@ -102,7 +93,7 @@ def test_a_shared_request_part_gives_what_whole_rows_give(num_requests: int) -> 
     index_B = torch.arange(10) % num_requests
     split = RowInputs(item_BD, request_RD, index_B)
     whole = RowInputs(torch.cat([request_RD[index_B], item_BD], dim=1))
-    ours, expected = net(split, [0, 3, 3, 10]), net(whole, [0, 3, 3, 10])
+    ours, expected = (net(NetworkInputs(x=x, row_offsets=[0, 3, 3, 10])) for x in (split, whole))
     assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
 
 
@@ -113,13 +104,13 @@ def test_gradcheck_of_input_and_parameters() -> None:
 
     def forward(x_BD: Tensor, *parameters: Tensor) -> Tensor:
         given = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(net, given, (RowInputs(x_BD), [0, 1, 1, 3]))
+        return torch.func.functional_call(net, given, (inputs(x_BD, [0, 1, 1, 3]),))
 
     assert torch.autograd.gradcheck(forward, (x_BD, *(p.detach().requires_grad_() for p in net.parameters())))
 
 
 def test_parameter_counts_of_the_published_size() -> None:
-    net = HiNet(HiNetConfig.published(), num_scenarios=6, num_tasks=2, width=128, seed=0)
+    net = HiNet(HiNetConfig.published(), shape(6, 2, width=128), seed=0)
 
     def count(*modules: torch.nn.Module) -> int:
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
@@ -260,9 +251,9 @@ def test_no_rows_one_row_one_scenario(scenario_B: list[int]) -> None:
 
 def test_one_growable_scenario_keeps_an_attention_of_exact_zeros() -> None:
     net = tiny(CONFIGS["small"], 1)
-    c_BC = net.representation(RowInputs(rows(3)), [0, 3])
+    c_BC = net.representation(inputs(rows(3), [0, 3]))
     assert c_BC.shape == (3, 12) and torch.equal(c_BC[:, 8:], torch.zeros(3, 4).double())
-    assert tiny(CONFIGS["fixed scenarios"], 1).representation(RowInputs(rows(3)), [0, 3]).shape == (3, 8)
+    assert tiny(CONFIGS["fixed scenarios"], 1).representation(inputs(rows(3), [0, 3])).shape == (3, 8)
 
 
 def test_adding_a_scenario_shifts_no_other_parameters_draw() -> None:
@@ -272,7 +263,7 @@ def test_adding_a_scenario_shifts_no_other_parameters_draw() -> None:
 
 
 def test_draws_are_those_of_single_linear_layers() -> None:
-    bank = HiNet(HiNetConfig(), num_scenarios=2, num_tasks=2, width=64, seed=0).gates[0].experts
+    bank = HiNet(HiNetConfig(), shape(2, 2, width=64), seed=0).gates[0].experts
     assert bank.in_weight.abs().max() <= 192**-0.5 < bank.in_weight.abs().max() * 1.01
     assert bank.out_weight.abs().max() <= 128**-0.5 < bank.out_weight.abs().max() * 1.01
     assert bank.in_bias[-4:].abs().max() == 0

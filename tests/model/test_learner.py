@@ -314,9 +314,9 @@ def test_many_threads_score_at_once() -> None:
 
 
 def test_custom_widths_go_with_the_custom_preset_only() -> None:
-    with pytest.raises(ValueError, match="hinet: absent with preset: custom is not allowed"):
+    with pytest.raises(ValueError, match="hinet: absent with architecture: hinet, preset: custom is not allowed"):
         ModelConfig(preset="custom")
-    with pytest.raises(ValueError, match="hinet: given with preset: small is not allowed"):
+    with pytest.raises(ValueError, match="hinet: given with architecture: hinet, preset: small is not allowed"):
         ModelConfig(preset="small", hinet=tiny_config().hinet)
     assert ModelConfig(preset="published").network.num_shared_experts == 5
 

@@ -1,0 +1,20 @@
+"""The networks that a configuration can name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from model.hinet import HiNet, HiNetConfig
+from model.network import Network
+
+Architecture = Literal["hinet"]
+
+
+class _Network(NamedTuple):
+    config: type[Any]
+    build: Callable[..., Network]
+
+
+NETWORKS: Mapping[Architecture, _Network] = {
+    "hinet": _Network(HiNetConfig, HiNet),
+}
+"""Per architecture its configuration, whose defaults are the preset `small`, and the network built from it."""

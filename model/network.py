@@ -1,0 +1,129 @@
+"""What every network is: from input rows of several scenarios to the logits of several tasks.
+
+Letters: B rows, D input width, W block width, M scenarios, T tasks, C width of the representation.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.gate_usage import GateUsage
+from model.inputs import RowInputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkShape:
+    """What a network is built for."""
+
+    blocks: tuple[str, ...]
+    """The blocks of x in their order, each `block_width` wide: a field's name (`model.features.Field.name`), or
+    `history_item*item_id` for their product."""
+    block_width: int
+    """W."""
+    num_scenarios: int
+    """M."""
+    tasks: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """D, the width of x."""
+        return self.block_width * len(self.blocks)
+
+    @property
+    def num_tasks(self) -> int:
+        """T."""
+        return len(self.tasks)
+
+    def columns(self, block: str) -> slice:
+        """Returns the columns of a block in x.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        if block not in self.blocks:
+            raise ValueError(f"{block!r} is not a field of this model; {', '.join(self.blocks)}")
+        start = self.blocks.index(block) * self.block_width
+        return slice(start, start + self.block_width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkInputs:
+    """What a network sees of B rows."""
+
+    x: RowInputs
+    row_offsets: Sequence[int]
+    """M + 1 places: rows come sorted by scenario, those of scenario i are `row_offsets[i]` to `row_offsets[i + 1]`."""
+    noise: torch.Generator | None = None
+    """None: evaluation. Given: a training forward, and dropout masks or gate noise are drawn from it."""
+
+
+class Network(nn.Module):
+    """Logits of each row's own scenario, [B, T].
+
+    In an evaluation forward what a row gets does not depend on the other rows. Heads of a scenario without rows are not
+    run, so their gradients stay None and Adam leaves them alone.
+    """
+
+    scores_as_it_learns = True
+    """Whether a training forward gives the logits of an evaluation forward: no dropout, no statistics of the batch."""
+
+    def __init__(self, shape: NetworkShape, *, representation_width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.num_scenarios = shape.num_scenarios
+        self.representation_width = representation_width
+        """C."""
+
+    def forward(self, inputs: NetworkInputs) -> Tensor:
+        """Returns the logits, [B, T]."""
+        return self.task_logits(self.representation(inputs), inputs.row_offsets)
+
+    def representation(self, inputs: NetworkInputs) -> Tensor:
+        """Returns all that the network makes of the rows before its tasks part, [B, C]."""
+        raise NotImplementedError
+
+    def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
+        """Returns the logits, [B, T], from what `representation` returned."""
+        raise NotImplementedError
+
+    def start_at(self, task: int, prior: float) -> None:
+        """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
+        raise NotImplementedError
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Returns what the last training forward adds to the loss, if anything."""
+        return None
+
+    def after_step(self) -> None:
+        """Keeps the statistics of the last training forward; called only if its step was made."""
+
+    def scenario_lists(self) -> list[nn.ModuleList]:
+        """Returns the lists with one entry per scenario; all that belongs to one scenario only is in one of them."""
+        raise NotImplementedError
+
+    def add_scenario(self, donor: int) -> int:
+        """Adds a scenario that starts as a copy of `donor`. Returns its index; the optimiser's state is the caller's.
+
+        What the rows of the other scenarios get stays the same, bit for bit.
+        """
+        for modules in self.scenario_lists():
+            modules.append(copy.deepcopy(modules[donor]))
+        self.num_scenarios += 1
+        return self.num_scenarios - 1
+
+    def gate_usage(self, inputs: NetworkInputs) -> list[GateUsage]:
+        """Returns what each gate gave to each of its experts, row by row; empty for a network without gates."""
+        return []
+
+
+def scenario_slices(row_offsets: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Returns (scenario, first row, end) of each scenario that has rows.
+
+    >>> scenario_slices([0, 2, 2, 5])
+    [(0, 0, 2), (2, 2, 5)]
+    """
+    bounds = zip(row_offsets, row_offsets[1:], strict=False)
+    return [(scenario, start, stop) for scenario, (start, stop) in enumerate(bounds) if stop > start]
