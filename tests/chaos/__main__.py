@@ -52,9 +52,10 @@ def main() -> int:
     print(_line({name: name for name in COLUMNS}), flush=True)
     broker = Broker(folder / "kafka", (_free_port(), _free_port()), Path(os.environ["KAFKA_HOME"]))
     rows: list[dict[str, Any]] = []
+    blows = FaultConfig(duration_ms=15_000)
     try:
         for seed in range(given.first, given.first + given.seeds):
-            outcome = run_seed(seed, broker, folder / f"seed-{seed}", _tell if given.verbose else _be_silent)
+            outcome = run_seed(seed, broker, folder / f"seed-{seed}", _tell if given.verbose else _be_silent, blows)
             rows.append(as_row(outcome))
             print("\n    ".join([_line(rows[-1]), *outcome.problems]), flush=True)
             _write(given.out, rows)
@@ -69,12 +70,9 @@ def main() -> int:
     return 1
 
 
-def run_seed(
-    seed: int, broker: Broker, folder: Path, say: Callable[[str], None], *, duration_ms: int = 15_000
-) -> Outcome:
-    """Returns how a seed went: `duration_ms` of load and blows, then quiet and the verdict."""
-    traffic, blows = TrafficConfig(duration_ms=duration_ms), FaultConfig(duration_ms=duration_ms)
-    return Run(seed, broker, folder, traffic, blows, say).run()
+def run_seed(seed: int, broker: Broker, folder: Path, say: Callable[[str], None], blows: FaultConfig) -> Outcome:
+    """Returns how a seed went: load and blows for `blows.duration_ms`, then quiet and the verdict."""
+    return Run(seed, broker, folder, TrafficConfig(duration_ms=blows.duration_ms), blows, say).run()
 
 
 def as_row(outcome: Outcome) -> dict[str, Any]:
