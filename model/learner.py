@@ -19,6 +19,7 @@ from model.label_policy import Estimate
 from model.labels import LabelBatch
 from model.losses import hold_back_positives, multi_scenario_loss
 from model.network import NetworkInputs
+from model.precision import products_in
 from model.step_report import StepReport, no_step
 from model.task_heads import SettledRows
 from model.trained_model import TrainedModel
@@ -36,11 +37,9 @@ class Learner:
         self.encoder = FeatureEncoder(schema, config.encoding)
         self.config = config
         self._num_scenarios, self._num_tasks = len(schema.scenarios), len(schema.tasks)
-        for name, weights in (("task_weights", config.loss.task_weights), ("priors", config.priors)):
-            unknown = set(weights) - set(schema.tasks)
-            if unknown:
-                raise ValueError(f"{name}: {sorted(unknown)} are not tasks; {', '.join(schema.tasks)}")
-        self._task_weight_T = np.array([config.loss.task_weights.get(task, 1.0) for task in schema.tasks])
+        unknown = sorted(set(config.priors) - set(schema.tasks))
+        if unknown:
+            raise ValueError(f"priors: {unknown} are not tasks; {', '.join(schema.tasks)}")
         self._layout = InputLayout(
             self.encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
         )
@@ -58,7 +57,7 @@ class Learner:
     def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
         """Returns the logits, [B, T], and changes nothing."""
         inputs, order_B = self._inputs(batch)
-        with torch.no_grad():
+        with torch.no_grad(), products_in(self.config.precision):
             return _unsorted(self.trained.net(inputs), order_B)
 
     def learn(self, batch: EncodedBatch, labels: LabelBatch) -> StepReport:
@@ -101,12 +100,13 @@ class Learner:
         # 2 score: without dropout and batch statistics one forward serves the score and the loss
         x = self._layout.inputs(leaf_UW, torch.from_numpy(lookup.index_N), batch)
         inputs = NetworkInputs(x=x, row_offsets=row_offsets, noise=model.step_noise())
-        c_BC = model.net.representation(inputs)
-        logits_BT = model.net.task_logits(c_BC, row_offsets)
-        score_BT = logits_BT.detach()
-        if not model.net.scores_as_it_learns:
-            with torch.no_grad():
-                score_BT = model.net(replace(inputs, noise=None))
+        with products_in(self.config.precision):
+            c_BC = model.net.representation(inputs)
+            logits_BT = model.net.task_logits(c_BC, row_offsets).float()
+            score_BT = logits_BT.detach()
+            if not model.net.scores_as_it_learns:
+                with torch.no_grad():
+                    score_BT = model.net(replace(inputs, noise=None)).float()
         # 3 (progressive metrics: the caller's, from the report's logits)
         # 4 loss
         lambda_BT = self._cell_weights()[scenario_B]
@@ -114,10 +114,10 @@ class Learner:
         if labels.delayed is not None:
             weighed_BT = trained_BT if cold_BT is None else trained_BT & ~cold_BT[order_B]
             weighed = self._policy_weights(
-                labels.delayed.take(order_B), label_BT, weighed_BT, score_BT, c_BC.detach(), scenario_B
+                labels.delayed.take(order_B), label_BT, weighed_BT, score_BT, c_BC.detach().float(), scenario_B
             )
             label_BT, weight_BT = weighed.target_BT, weight_BT * weighed.factor_BT
-        loss, num_capped = multi_scenario_loss(
+        loss_T, num_capped = multi_scenario_loss(
             logits_BT,
             torch.from_numpy(label_BT),
             torch.from_numpy(trained_BT),
@@ -125,6 +125,9 @@ class Learner:
             torch.from_numpy(lambda_BT),
             max_weight=self.config.loss.max_example_weight,
         )
+        # What weighs nothing has nothing to say; NaN counts, so that the finite check sees it.
+        is_present_T = (trained_BT & (weight_BT != 0)).any(axis=0)
+        loss = model.weighting.combine(loss_T, is_present_T, c_BC, model.num_steps)
         auxiliary_loss = model.net.auxiliary_loss()
         if auxiliary_loss is not None:
             loss = loss + auxiliary_loss
@@ -152,6 +155,7 @@ class Learner:
             # 8 step dense and rows
             model.adam.step()
             model.net.after_step()
+            model.weighting.after_step()
             model.table.apply(lookup, grad_UW, optim)
             # 9 shares, first negatives (rows, their clock and admissions were written with the rows)
             model.shares.update(scenario_B, trained_BT)
@@ -197,8 +201,8 @@ class Learner:
         if not len(rows_B):
             return 0
         inputs, order_B = self._inputs(batch.take(rows_B))
-        with torch.no_grad():
-            sorted_BC = self.trained.net.representation(inputs)
+        with torch.no_grad(), products_in(self.config.precision):
+            sorted_BC = self.trained.net.representation(inputs).float()
         c_BC = torch.empty_like(sorted_BC)
         c_BC[torch.from_numpy(order_B)] = sorted_BC
         num_skipped = 0
@@ -232,13 +236,13 @@ class Learner:
             lambda_MT = self.trained.shares.scenario_weights(loss.max_scenario_weight)
         else:
             lambda_MT = np.ones((self._num_scenarios, self._num_tasks))
-        cell_MT: npt.NDArray[np.float32] = (lambda_MT * self._task_weight_T).astype(np.float32)
+        cell_MT: npt.NDArray[np.float32] = lambda_MT.astype(np.float32)
         return cell_MT
 
 
 def _unsorted(logits_BT: Tensor, order_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     result_BT = np.empty(tuple(logits_BT.shape), np.float32)
-    result_BT[order_B] = logits_BT.numpy()
+    result_BT[order_B] = logits_BT.float().numpy()
     return result_BT
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.gradient_weighting import MgdaConfig, PeLtrConfig
 from model.hashing import Int64Array
+from model.uncertainty_weighting import UncertaintyConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,18 @@ class LossConfig:
     aux_min_positives: int = 1_000
     """Settled positives that a task's auxiliary heads learn from before its label policy takes over; until then it is
     trained on settled labels, as under `wait`. For policies with such heads only (`docs/policies.md`); at least 1."""
+    weighting: Literal["fixed", "uncertainty", "mgda", "pe_ltr"] = "fixed"
+    """Where the tasks' weights come from: `fixed` in `task_weights`; learned by the noise of each (`uncertainty`); or
+    the shortest mix of their gradients, free (`mgda`) or with a least weight each (`pe_ltr`). Its settings, where it
+    has any, are in the section of its name (`docs/loss-weighting.md`)."""
     task_weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each task's loss, at least 0; a task not named has 1."""
+    """Weight of each task's loss, at least 0; a task not named has 1. With `weighting: fixed` only."""
+    uncertainty: UncertaintyConfig | None = None
+    """Settings of `weighting: uncertainty`."""
+    mgda: MgdaConfig | None = None
+    """Settings of `weighting: mgda`."""
+    pe_ltr: PeLtrConfig | None = None
+    """Settings of `weighting: pe_ltr`."""
 
     def __post_init__(self) -> None:
         if self.max_scenario_weight < 1:
@@ -44,12 +56,17 @@ class LossConfig:
         for task, weight in self.task_weights.items():
             if not weight >= 0:
                 raise ValueError(f"task_weights.{task}: {weight} is not allowed; at least 0")
+        if self.task_weights and self.weighting != "fixed":
+            raise ValueError(f"task_weights: given with weighting: {self.weighting} is not allowed; with fixed only")
+        for name in ("uncertainty", "mgda", "pe_ltr"):
+            if getattr(self, name) is not None and self.weighting != name:
+                raise ValueError(f"{name}: given with weighting: {self.weighting} is not allowed; with {name} only")
 
 
 class BatchLoss(NamedTuple):
-    """Loss of one micro-batch and how many example weights were cut."""
+    """Loss of each task in one micro-batch, [T], and how many example weights were cut."""
 
-    loss: Tensor
+    loss_T: Tensor
     num_capped: int
 
 
@@ -106,13 +123,13 @@ def hold_back_positives(
 def multi_scenario_loss(
     logits_BT: Tensor, label_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor, lambda_BT: Tensor, *, max_weight: float
 ) -> BatchLoss:
-    """Returns (1/B) sum of lambda * weight * BCE over the cells whose mask is on.
+    """Returns each task's (1/B) sum of lambda * weight * BCE over the cells whose mask is on.
 
-    L_B = (1/B) sum_b sum_j lambda_bj mask_bj weight_bj BCE(z_bj, y_bj)        lambda includes the task's weight
+    L_j = (1/B) sum_b lambda_bj mask_bj weight_bj BCE(z_bj, y_bj)        the tasks' weights: `model.loss_weighting`
 
-    With lambda from `ScenarioShares` its expectation is the published sum_i lambda_i sum_j sum_n BCE (HiNet, ICDE 2023,
-    lambda_i = 1/|D_i|) divided by M, each (scenario, task) a mean over its own sample space. Masked cells are selected
-    away, so they may hold NaN. Weights above `max_weight` are cut to it; never divided by their sum.
+    With lambda from `ScenarioShares` the expectation of sum_j L_j is the published sum_i lambda_i sum_j sum_n BCE
+    (HiNet, ICDE 2023, lambda_i = 1/|D_i|) divided by M, each (scenario, task) a mean over its own sample space. Masked
+    cells are selected away, so they may hold NaN. Weights above `max_weight` are cut to it; never divided by their sum.
     """
     label_BT = torch.where(mask_BT, label_BT, 0.0)
     weight_BT = torch.where(mask_BT, weight_BT, 0.0)
@@ -121,5 +138,5 @@ def multi_scenario_loss(
     factor_BT = weight_BT.clamp(max=max_weight) * lambda_BT
     logits_BT = torch.where(mask_BT, logits_BT, 0.0)
     bce_BT = F.binary_cross_entropy_with_logits(logits_BT, label_BT, reduction="none")
-    loss = (factor_BT * bce_BT).sum() / len(logits_BT)
-    return BatchLoss(loss, int(capped_BT.sum()))
+    loss_T = (factor_BT * bce_BT).sum(dim=0) / len(logits_BT)
+    return BatchLoss(loss_T, int(capped_BT.sum()))

@@ -14,6 +14,7 @@ from model.assembly import InputLayout
 from model.auxiliary import AuxiliaryHeads
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
+from model.loss_weighting import loss_weighting
 from model.losses import ScenarioShares
 from model.seeding import named_generator
 from model.shapes import check_same_shapes
@@ -43,6 +44,7 @@ class TrainedModel:
             seed=seed,
         )
         self.shares = ScenarioShares(num_scenarios, num_tasks, config.loss.half_life_rows)
+        self.weighting = loss_weighting(config.loss, tuple(schema.tasks))
         self.has_negative_MT = np.zeros((num_scenarios, num_tasks), np.bool_)
         """Where a negative was learned, so that positives may be."""
         self.num_steps = 0
@@ -63,6 +65,7 @@ class TrainedModel:
             for moment, tensor in self.adam.state.get(parameter, {}).items():
                 tensors[f"adam.{moment}.{name}"] = tensor.clone()
         tensors |= {f"heads.{name}": tensor for name, tensor in self.heads.state().items()}
+        tensors |= {f"weighting.{name}": tensor for name, tensor in self.weighting.state().items()}
         tensors["loss.share_MT"] = torch.from_numpy(self.shares.share_MT.copy())
         tensors["loss.has_negative_MT"] = torch.from_numpy(self.has_negative_MT.copy())
         return tensors
@@ -100,6 +103,7 @@ class TrainedModel:
                 self.adam.state[parameter] = {m: tensor.clone() for m, tensor in moments.items() if tensor is not None}
         self.table.load_state(rows)
         self.heads.load_state(_under("heads.", tensors))
+        self.weighting.load_state(_under("weighting.", tensors))
         self.shares.share_MT = tensors["loss.share_MT"].numpy().copy()
         self.has_negative_MT = tensors["loss.has_negative_MT"].numpy().copy()
         self.shares.num_rows = int(meta["loss_rows"])
