@@ -140,7 +140,7 @@ class ConflictWorld:
             of_task_TZ[task] = _mixed(of_task_TZ[0], fresh_Z, config.task_correlation) if task else fresh_Z
         fresh_MTZ = self._rng.standard_normal((num_scenarios, num_tasks, config.taste_width))
         # Two scenarios share the part of the task's, so each holds the root of their correlation of it.
-        return _mixed(of_task_TZ[None], fresh_MTZ, config.scenario_correlation**0.5)
+        return _mixed(of_task_TZ[None], fresh_MTZ, float(np.sqrt(config.scenario_correlation)))
 
 
 def _mixed(shared: Float64Array, fresh: Float64Array, correlation: float) -> Float64Array:
