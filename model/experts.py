@@ -55,6 +55,9 @@ class _SecondLayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z_BN: Tensor, out_weight: Tensor, out_bias: Tensor) -> tuple[Tensor, Tensor]:
         num_experts, hidden, _ = out_weight.shape
+        ctx.parameter_type = out_weight.dtype
+        # Under autocast z is narrower than the parameters, and so is all that follows.
+        out_weight, out_bias = out_weight.to(z_BN.dtype), out_bias.to(z_BN.dtype)
         hidden_BEh = z_BN[:, : num_experts * hidden].clamp_min(0.0).view(-1, num_experts, hidden)
         experts_EBd = torch.baddbmm(out_bias, hidden_BEh.transpose(0, 1), out_weight).clamp_min_(0.0)
         ctx.save_for_backward(hidden_BEh, experts_EBd, out_weight)
@@ -75,4 +78,5 @@ class _SecondLayers(torch.autograd.Function):
         )
         grad_BN[:, num_experts * hidden :] = grad_gate_BG
         grad_weight = torch.bmm(hidden_BEh.permute(1, 2, 0), grad_EBd)
-        return grad_BN, grad_weight, grad_EBd.sum(dim=1, keepdim=True)
+        grad_bias = grad_EBd.sum(dim=1, keepdim=True)
+        return grad_BN, grad_weight.to(ctx.parameter_type), grad_bias.to(ctx.parameter_type)

@@ -17,6 +17,7 @@ from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.id_table import NO_ROW, IdTable
 from model.label_policy import served_probability
 from model.network import Network, NetworkInputs
+from model.precision import Precision, products_in
 from model.shapes import check_same_shapes
 from stream.schema import PolicyName, SchemaConfig
 
@@ -33,6 +34,7 @@ class ServingModel:
         weight: Tensor,
         policies: tuple[PolicyName, ...],
         num_scenarios: int,
+        precision: Precision,
     ) -> None:
         self.encoder = encoder
         self._layout = layout
@@ -41,6 +43,7 @@ class ServingModel:
         self._weight = weight
         self._policies = policies
         self._num_scenarios = num_scenarios
+        self._precision = precision
 
     @classmethod
     def from_full(cls, schema: SchemaConfig, config: ModelConfig, tensors: Mapping[str, Tensor]) -> "ServingModel":
@@ -62,6 +65,7 @@ class ServingModel:
             torch.zeros(layout.num_reserved, config.embedding.width),
             tuple(task.policy for task in schema.tasks.values()),
             len(schema.scenarios),
+            config.precision,
         )
         return empty.apply_delta(tensors)
 
@@ -91,7 +95,9 @@ class ServingModel:
         net = copy.deepcopy(self._net)
         net.load_state_dict(dense)
         ids, weight = self._changed_rows(rows)
-        return ServingModel(self.encoder, self._layout, net, ids, weight, self._policies, self._num_scenarios)
+        return ServingModel(
+            self.encoder, self._layout, net, ids, weight, self._policies, self._num_scenarios, self._precision
+        )
 
     def _changed_rows(self, rows: Mapping[str, Tensor]) -> tuple[IdTable, Tensor]:
         """Returns ids and weights after the evictions, then the changed rows; shares nothing that was written."""
@@ -132,9 +138,9 @@ class ServingModel:
         """
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
-        with torch.inference_mode():
+        with torch.inference_mode(), products_in(self._precision):
             x = self._layout.inputs(self._weight, torch.from_numpy(rows_N), batch)
-            probability_BT = self._net(NetworkInputs(x=x, row_offsets=row_offsets)).sigmoid()
+            probability_BT = self._net(NetworkInputs(x=x, row_offsets=row_offsets)).float().sigmoid()
         result_BT = np.empty(tuple(probability_BT.shape), np.float32)
         result_BT[order_B] = probability_BT.numpy()
         for task, policy in enumerate(self._policies):

@@ -125,7 +125,7 @@ class ConflictWorld:
         """Returns a vector of unit variance per user or item: its features' and its own."""
         width, id_share = self._config.taste_width, self._config.id_share
         feature_share = (1 - id_share) / len(num_values)
-        vectors_NZ = np.sqrt(id_share) * self._rng.standard_normal((len(values_NF), width))
+        vectors_NZ: Float64Array = np.sqrt(id_share) * self._rng.standard_normal((len(values_NF), width))
         for values_N, number in zip(values_NF.T, num_values, strict=True):
             vectors_NZ += np.sqrt(feature_share) * self._rng.standard_normal((number, width))[values_N]
         return vectors_NZ
