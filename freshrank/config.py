@@ -56,7 +56,7 @@ SECTIONS = (
     Section("sim", "sim.config:SimConfig"),
     Section("monitor", "freshrank.places:MonitorConfig"),
 )
-SCHEMA_KEYS = ("scenarios", "tasks", "features", "unknown_scenario")
+SCHEMA_KEYS = ("scenarios", "tasks", "features", "unknown_scenario", "default_scenario")
 """Settings at the top of the file; together they are the schema."""
 PLACES = ("kafka", "redis", "spill", "checkpoint", "monitor")
 """Sections that say where things are, not what they do: not part of the configuration's hash."""

@@ -7,7 +7,7 @@ User, context and history columns are given once per request; `request_index_B` 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -32,7 +32,8 @@ class EncodingConfig:
     item_id: bool = True
     """Whether the item's id is a field."""
     scenario: bool = False
-    """Whether the scenario is also a field; HiNet takes it in the scenario-aware attention only."""
+    """Whether the scenario is also a field; HiNet takes it in the scenario-aware attention only. A scenario that is not
+    listed has the default one's value there."""
     history_length: int = 50
     """Newest actions of the user that are pooled into the fields `history_item` and `history_action`; 0: no history."""
     history_interaction: bool = True
@@ -140,6 +141,7 @@ class EncodedBatch:
     """Keys of B rows of R requests; a block's fields are in the order of `FeatureEncoder.fields`."""
 
     scenario_R: Int64Array
+    """Index of each request's scenario; -1 - n for the n-th of `unknown_scenarios`, until they are `resolved`."""
     request_index_B: Int64Array
     position_B: Int64Array
     """-1 where nothing was shown."""
@@ -151,6 +153,8 @@ class EncodedBatch:
     """List fields of the request, R entries each."""
     item_lists: tuple[KeyLists, ...]
     """List fields of the item, B entries each."""
+    unknown_scenarios: tuple[str, ...] = ()
+    """Names of scenarios that are not listed."""
 
     @property
     def num_rows(self) -> int:
@@ -167,6 +171,21 @@ class EncodedBatch:
         """Index of each row's scenario."""
         return self.scenario_R[self.request_index_B]
 
+    def resolved(self, index_of: Callable[[str], int]) -> "EncodedBatch":
+        """Returns the batch with an index for each of its unknown scenarios."""
+        if not self.unknown_scenarios:
+            return self
+        scenario_R, is_unknown_R = self.scenario_R.copy(), self.scenario_R < 0
+        index_U = np.array([index_of(name) for name in self.unknown_scenarios], np.int64)
+        scenario_R[is_unknown_R] = index_U[-1 - scenario_R[is_unknown_R]]
+        return replace(self, scenario_R=scenario_R, unknown_scenarios=())
+
+    def rows_of_unknown(self, counts_B: npt.NDArray[np.bool_]) -> dict[str, int]:
+        """Returns how many of the rows with `counts_B` each unknown scenario has."""
+        scenario_N = self.scenario_B[counts_B]
+        rows_U = np.bincount(-1 - scenario_N[scenario_N < 0], minlength=len(self.unknown_scenarios))
+        return {name: num for name, num in zip(self.unknown_scenarios, rows_U.tolist(), strict=True) if num}
+
     def take(self, rows: slice | Int64Array) -> "EncodedBatch":
         """Returns some of the rows, in the given order, with only the requests they need."""
         rows_B = np.arange(self.num_rows)[rows]
@@ -179,10 +198,14 @@ class EncodedBatch:
             item_keys_FB=self.item_keys_FB[:, rows_B],
             request_lists=tuple(lists.take(requests_R) for lists in self.request_lists),
             item_lists=tuple(lists.take(rows_B) for lists in self.item_lists),
+            unknown_scenarios=self.unknown_scenarios,
         )
 
     def by_scenario(self, num_scenarios: int) -> tuple["EncodedBatch", Int64Array, list[int]]:
-        """Returns the rows sorted by scenario (stable), their former places, and where each scenario starts."""
+        """Returns the rows sorted by scenario (stable), their former places, and where each scenario starts.
+
+        No scenario may be unknown any more.
+        """
         scenario_B = self.scenario_B
         order_B = np.argsort(scenario_B, kind="stable")
         ends = np.cumsum(np.bincount(scenario_B, minlength=num_scenarios))
@@ -199,8 +222,11 @@ class EncodedBatch:
     def concat(batches: Sequence["EncodedBatch"]) -> "EncodedBatch":
         """Returns the rows of all `batches` (at least one), in order."""
         first_request = np.cumsum([0] + [batch.num_requests for batch in batches[:-1]])
+        unknown = tuple(dict.fromkeys(itertools.chain.from_iterable(b.unknown_scenarios for b in batches)))
+        code_of = {name: -1 - n for n, name in enumerate(unknown)}
         return EncodedBatch(
-            scenario_R=np.concatenate([b.scenario_R for b in batches]),
+            scenario_R=np.concatenate([b.resolved(code_of.__getitem__).scenario_R for b in batches]),
+            unknown_scenarios=unknown,
             request_index_B=np.concatenate(
                 [b.request_index_B + r for b, r in zip(batches, first_request, strict=True)]
             ),
@@ -293,8 +319,10 @@ class FeatureEncoder:
             else:
                 singles[one.side].append(self._keys(one, column, num_entries))
         position_B = np.full(num_rows, -1, np.int64) if columns.position_B is None else columns.position_B
+        scenario_R, unknown_scenarios = self._scenarios(columns.scenario)
         return EncodedBatch(
-            scenario_R=self._scenarios(columns.scenario),
+            scenario_R=scenario_R,
+            unknown_scenarios=unknown_scenarios,
             request_index_B=np.asarray(columns.request_index_B, np.int64),
             position_B=np.asarray(position_B, np.int64),
             request_keys_FR=_stacked(singles["request"], num_requests),
@@ -303,15 +331,18 @@ class FeatureEncoder:
             item_lists=tuple(lists["item"]),
         )
 
-    def _scenarios(self, names: Sequence[str]) -> Int64Array:
-        index_of = {name: self._schema.scenario_index(name) for name in set(names)}
-        for name, index in index_of.items():
-            if index is None:
-                raise ValueError(f"scenario: {name!r} is not one of {', '.join(self._schema.scenarios)}")
-        return np.array([index_of[name] for name in names], np.int64)
+    def _scenarios(self, names: Sequence[str]) -> tuple[Int64Array, tuple[str, ...]]:
+        """Returns the scenarios as `EncodedBatch` has them: indices and codes, and what the codes stand for."""
+        admitted = {name: self._schema.admitted(name) for name in dict.fromkeys(names)}
+        listed = {name: index for index, name in enumerate(self._schema.scenarios)}
+        unknown = tuple(name for name in admitted.values() if name not in listed)
+        code_of = listed | {name: -1 - n for n, name in enumerate(unknown)}
+        return np.array([code_of[admitted[name]] for name in names], np.int64), unknown
 
     def _column(self, one: Field, columns: RowColumns) -> Column | None:
-        if one.name in ("user_id", "item_id", "scenario"):
+        if one.name == "scenario":
+            return [self._schema.listed(name) for name in columns.scenario]
+        if one.name in ("user_id", "item_id"):
             column: Column = getattr(columns, one.name)
             return column
         if one.name in ("history_item", "history_action"):

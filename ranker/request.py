@@ -48,7 +48,7 @@ class CheckedRequest:
 
     user_id: str
     scenario: str
-    """One of the config's: an unknown one has become the first, if the config wants that."""
+    """One of the config's, or one that is not listed there and that the config lets in: `unknown_scenario: add`."""
     item_ids: list[str]
     item_features: dict[str, list[Any]]
     user_features: dict[str, Any]
@@ -137,12 +137,12 @@ class RequestDecoder:
         return item_ids
 
     def _scenario(self, name: str) -> str:
-        index = self._schema.scenario_index(name)
-        if index is None:
-            raise RequestError(f"scenario: {name!r} is not known; one of {', '.join(self._schema.scenarios)}")
-        known = self._schema.scenarios[index]
-        self._stats.unknown_scenario += known != name
-        return known
+        try:
+            admitted = self._schema.admitted(name)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        self._stats.unknown_scenario += admitted != name
+        return admitted
 
     def _item_features(self, given: Mapping[str, msgspec.Raw], num_items: int) -> dict[str, list[Any]]:
         columns: dict[str, list[Any] | None] = self._features("candidates.features", given, self._columns)

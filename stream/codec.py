@@ -138,7 +138,7 @@ class EventDecoder:
         """How often each field that the schema does not know was met and ignored, by its path (`user.shoe_size`)."""
 
     def impression(self, data: bytes) -> Impression:
-        """Returns the slate in `data`; under `unknown_scenario: default` an unlisted scenario becomes the first one.
+        """Returns the slate in `data`; under `unknown_scenario: default` an unlisted scenario becomes the default one.
 
         Raises:
             DecodeError: names the field, and what is allowed there.
@@ -162,9 +162,10 @@ class EventDecoder:
             raise _unequal("items.propensity", len(items.propensity), num_items)
         scenario = wire.scenario
         if scenario not in self._scenarios:
-            if self._schema.scenario_index(scenario) is None:
-                raise DecodeError(f"scenario: {scenario!r} is not one of {', '.join(self._schema.scenarios)}")
-            scenario = self._schema.scenarios[0]
+            try:
+                scenario = self._schema.admitted(scenario)
+            except ValueError as error:
+                raise DecodeError(str(error)) from error
         return Impression(
             wire.request_id,
             wire.user_id,

@@ -46,6 +46,8 @@ def labels_hash(schema: SchemaConfig, grace_ms: int, duplicate_ms: int) -> str:
         "grace_ms": grace_ms,
         "duplicate_ms": duplicate_ms,
     }
+    if schema.unknown_scenario == "default" and schema.default_scenario is not None:
+        settings["default_scenario"] = schema.default_scenario
     return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:16]
 
 

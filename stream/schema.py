@@ -5,6 +5,7 @@ installed. Times are integer milliseconds since the Unix epoch, UTC; ids are str
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, NewType, get_args
 
@@ -79,7 +80,7 @@ class Impression(msgspec.Struct, omit_defaults=True, gc=False):
     user_id: str
     """Who saw it; the key of the message."""
     scenario: str
-    """Where it was shown: one of the configured scenarios."""
+    """Where it was shown: one of the configured scenarios, or another one under `unknown_scenario: add`."""
     ts: int
     """Event time: when it was shown."""
     items: Items
@@ -218,6 +219,11 @@ class TaskConfig:
         return self.traffic_ratio
 
 
+UnknownScenario = Literal["add", "default", "reject"]
+_SCENARIO_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
+_TAKEN_NAMES = ("all", "default")
+"""Names with a meaning of their own: all scenarios in reports, scenarios without weights of their own in the blender."""
+
 FeatureKind = Literal["categorical", "numeric"]
 
 
@@ -257,20 +263,47 @@ class SchemaConfig:
     """Goals by name; the order is the model's task index."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     """Features by side."""
-    unknown_scenario: Literal["default", "reject"] = "reject"
-    """An event of a scenario not listed: take the first one, or refuse it (dead letter, HTTP 400)."""
+    unknown_scenario: UnknownScenario = "reject"
+    """A scenario not listed: `reject` it (dead letter, HTTP 400), take it as the `default` one, or let the model grow
+    (`add`): it is taken as the default one until it has examples enough for a part of its own (`docs/scenarios.md`)."""
+    default_scenario: str | None = None
+    """The listed scenario that those not listed are taken as; left out: the first one."""
 
     def __post_init__(self) -> None:
         if not self.scenarios or len(set(self.scenarios)) != len(self.scenarios):
             raise ValueError(f"scenarios: {list(self.scenarios)} must be at least one name, each once")
         if not self.tasks:
             raise ValueError("tasks: at least one task is needed")
+        if self.default_scenario is not None and self.default_scenario not in self.scenarios:
+            raise ValueError(
+                f"default_scenario: {self.default_scenario!r} is not allowed; one of {', '.join(self.scenarios)}"
+            )
 
-    def scenario_index(self, name: str) -> int | None:
-        """Returns the model's index of a scenario; None if it must be refused."""
-        if name in self.scenarios:
-            return self.scenarios.index(name)
-        return 0 if self.unknown_scenario == "default" else None
+    @property
+    def default(self) -> str:
+        """The listed scenario that those not listed are taken as."""
+        return self.scenarios[0] if self.default_scenario is None else self.default_scenario
+
+    def listed(self, name: str) -> str:
+        """Returns the listed scenario that a name stands for: itself, or the default one."""
+        return name if name in self.scenarios else self.default
+
+    def admitted(self, name: str) -> str:
+        """Returns the name under which an event or request of a scenario goes on; see `unknown_scenario`.
+
+        Raises:
+            ValueError: it is to be refused; says what is allowed.
+        """
+        if name in self.scenarios or self.unknown_scenario == "default":
+            return self.listed(name)
+        if self.unknown_scenario == "reject":
+            raise ValueError(f"scenario: {name!r} is not one of {', '.join(self.scenarios)}")
+        if not _SCENARIO_NAME.fullmatch(name) or name in _TAKEN_NAMES:
+            raise ValueError(
+                f"scenario: {name[:80]!r} is not allowed; 1 to 64 letters, digits, _ . : -, and neither of"
+                f" {', '.join(_TAKEN_NAMES)}"
+            )
+        return name
 
     @property
     def max_window_ms(self) -> int:

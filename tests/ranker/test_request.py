@@ -56,7 +56,7 @@ def test_a_good_request_becomes_columns() -> None:
         ("user_id", 1.5, "user_id: expected int | str, got float"),
         ("user_id", True, "user_id: expected int | str, got bool"),
         ("user_id", 2**63, "user_id: expected int <= 9223372036854775807"),
-        ("scenario", "shop", "scenario: 'shop' is not known; one of home, search"),
+        ("scenario", "shop", "scenario: 'shop' is not one of home, search"),
         ("scenario", 3, "scenario: expected str, got int"),
         ("size", 0, "size: 0 is not allowed; at least 1"),
         ("size", "5", "size: expected int, got str"),

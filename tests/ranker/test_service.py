@@ -101,7 +101,7 @@ def test_freshness_is_from_the_action_to_the_first_request_scored_by_who_knows_i
     [
         (b"{", 400, "body: not JSON: Input data was truncated"),
         (json.dumps(body(size=0)).encode(), 400, "size: 0 is not allowed; at least 1"),
-        (json.dumps(body(scenario="shop")).encode(), 400, "scenario: 'shop' is not known; one of home, search"),
+        (json.dumps(body(scenario="shop")).encode(), 400, "scenario: 'shop' is not one of home, search"),
         (b" " * 20_001, 413, "body: more than 20000 bytes are not allowed"),
     ],
 )
