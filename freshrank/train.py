@@ -131,10 +131,15 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     yield Reading("freshrank_trainer_guarded_ratio", gauges.guarded_share)
     if gauges.watermark_ms:
         yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - gauges.watermark_ms) / 1_000)
-    for name, table in trainer.learner.trained.table.counters.items():
+    ids = trainer.learner.trained.table
+    for name, table in ids.counters.items():
         yield Reading("freshrank_trainer_table_rows", table.rows, (name,))
-        for what in ("admissions", "evictions", "lookups", "default_lookups", "missing_lookups"):
+        for what in ("admissions", "lookups", "default_lookups", "missing_lookups"):
             yield Reading(f"freshrank_trainer_table_{what}_total", getattr(table, what), (name,))
+        for cause, count in table.evictions.items():
+            yield Reading("freshrank_trainer_table_evictions_total", count, (name, cause))
+    for name, occupancy in ids.occupancy().items():
+        yield Reading("freshrank_trainer_table_occupancy_ratio", occupancy, (name,))
     names = {
         "n": "window_rows",
         "positives": "window_positives",

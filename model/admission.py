@@ -1,11 +1,14 @@
-"""Admission: a value gets its own row after n examples, counted in bounded memory."""
+"""Admission: a value gets its own row after n examples, counted in bounded memory, or by a draw at each of them."""
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from model.hashing import Int64Array
+from model.hashing import Int64Array, uniforms
+
+AdmissionRule = Literal["count", "probability"]
 
 _MULTIPLIERS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 _MAX_COUNT = 255
@@ -13,8 +16,11 @@ _MAX_COUNT = 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionConfig:
-    """Memory of the counts of values that have no row yet."""
+    """Which values get a row of their own."""
 
+    rule: AdmissionRule = "count"
+    """`count`: with the n-th example; `probability`: each example admits with probability 1/n, which needs no memory.
+    n is the field's number of examples."""
     counter_bits: int = 20
     """Counters are 2^this bytes, in [8, 30]; too few for the stream's new values admit some of them early."""
 
@@ -64,3 +70,51 @@ class AdmissionCounts:
     def _cells(self, keys_N: Int64Array) -> list[Int64Array]:
         unsigned_N = keys_N.view(np.uint64)
         return [((unsigned_N * factor) >> self._shift).astype(np.int64) for factor in _MULTIPLIERS]
+
+
+class Admissions(NamedTuple):
+    """What one micro-batch would change about the ids; K distinct keys each."""
+
+    keys: Int64Array
+    """Keys that get a row."""
+    fields: Int64Array
+    """The field of each of them."""
+    counted_keys: Int64Array
+    """Keys whose examples are counted towards their admission."""
+    counted: Int64Array
+    """Examples of each of them."""
+
+
+class Admission:
+    """Decides which values without a row get one.
+
+    The draw of a value depends on the seed, its key and the number of the change, never on the other values: a resumed
+    trainer draws the same.
+    """
+
+    def __init__(
+        self, config: AdmissionConfig, examples_F: Int64Array, is_drawn_F: npt.NDArray[np.bool_], seed: int
+    ) -> None:
+        self.counts = AdmissionCounts(config)
+        self._examples_F = examples_F
+        self._is_drawn_F = is_drawn_F
+        self._seed = seed
+
+    def plan(self, keys_N: Int64Array, fields_N: Int64Array, examples_N: Int64Array, clock: int) -> Admissions:
+        """Returns what `examples_N` examples of values without a row would count and admit; keys come out sorted.
+
+        A field whose values need 0 examples admits none.
+        """
+        counts = (examples_N > 0) & (self._examples_F[fields_N] > 0)
+        keys, first, inverse = np.unique(keys_N[counts], return_index=True, return_inverse=True)
+        fields = fields_N[counts][first]
+        added = np.bincount(inverse, weights=examples_N[counts], minlength=len(keys)).astype(np.int64)
+        needed, is_drawn = self._examples_F[fields], self._is_drawn_F[fields]
+        is_counted = (needed > 1) & ~is_drawn
+        total = added.copy()
+        total[is_counted] = self.counts.with_added(keys[is_counted], added[is_counted])
+        is_admitted = total >= needed
+        # One of the `added` draws succeeds with probability 1 - (1 - 1/n)^added.
+        draw = uniforms(keys[is_drawn], self._seed, clock)
+        is_admitted[is_drawn] = draw < 1.0 - (1.0 - 1.0 / needed[is_drawn]) ** added[is_drawn]
+        return Admissions(keys[is_admitted], fields[is_admitted], keys[is_counted], added[is_counted])

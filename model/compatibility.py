@@ -12,7 +12,7 @@ from stream.schema import SchemaConfig
 def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, Any]:
     """Returns what must not change while weights go on learning, as plain JSON.
 
-    Learning rates, loss weights, admission and caches may change, and so may label windows and policies.
+    Learning rates, loss weights, admission, eviction and caches may change, and so may label windows and policies.
     """
     encoding = msgspec.to_builtins(config.encoding)
     for free in ("admission", "admission_ids", "cached_values"):
@@ -30,7 +30,7 @@ def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, An
                 "architecture": config.architecture,
                 "network": config.network,
                 "encoding": encoding,
-                "embedding": {"width": config.embedding.width, "admission": config.embedding.admission},
+                "embedding": {"width": config.embedding.width, "counter_bits": config.embedding.admission.counter_bits},
             },
         }
     )

@@ -1,41 +1,58 @@
-"""The trainer's embedding rows: one table for all fields, its ids, admission, and what changed since a snapshot.
+"""The trainer's embedding rows: one table for all fields, its ids, and what changed since a snapshot.
 
-Letters: N values of a batch, U distinct rows of a batch, W embedding width.
+Letters: F fields, N values of a batch, U distinct rows of a batch, W embedding width.
 """
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.admission import AdmissionConfig, AdmissionCounts
+from model.admission import Admission, AdmissionConfig, Admissions
 from model.assembly import InputLayout
+from model.eviction import Eviction, EvictionCause, LastSeen
 from model.features import EncodedBatch
+from model.field_ids import FieldIdsConfig, IdRules
 from model.hashing import Int64Array
-from model.id_table import IdTable
-from model.optim import OptimConfig, rowwise_adagrad
+from model.id_table import NO_ROW, IdTable
+from model.new_rows import drawn_rows
+from model.optim import OptimConfig, faded, rowwise_adagrad
 from model.seeding import named_generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingConfig:
-    """Width and start of the embedding rows."""
+    """Embedding rows: their width, their start, which values have one, and for how long."""
 
     width: int = 16
     """Floats per row; at least 1."""
     init_scale: float = 0.05
-    """Standard deviation of the default and missing rows at the start; every other row starts as a default row."""
+    """Standard deviation of the default and missing rows at the start, and of new rows if they are `random`."""
+    new_rows: Literal["default", "random"] = "default"
+    """What a new row starts as: `default`, a copy of its field's default row, so that admission changes no prediction;
+    or `random`, drawn from the seed and the value."""
     admission: AdmissionConfig = AdmissionConfig()
-    """Counting of values that have no row yet."""
+    """Which values get a row."""
+    max_rows: int | None = None
+    """Rows of all fields together, at most; beyond, the least recently seen go; at least 1; null: any number."""
+    evictions_per_step: int = 1_000
+    """Rows of one field that one step evicts, at most, beyond as many as it admitted; at least 1."""
+    fields: dict[str, FieldIdsConfig] = field(default_factory=dict)
+    """What is special about the ids of single fields, by the field's name (`user_id`, `item.category`, ...)."""
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"width: {self.width} is not allowed; at least 1")
         if not self.init_scale >= 0:
             raise ValueError(f"init_scale: {self.init_scale} is not allowed; at least 0")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows: {self.max_rows} is not allowed; at least 1, or null")
+        if self.evictions_per_step < 1:
+            raise ValueError(f"evictions_per_step: {self.evictions_per_step} is not allowed; at least 1")
 
 
 @dataclass(slots=True)
@@ -45,24 +62,13 @@ class FieldCounters:
     rows: int = 0
     """Values that have a row now."""
     admissions: int = 0
-    evictions: int = 0
+    evictions: Counter[str] = field(default_factory=lambda: Counter(expired=0, full=0, asked=0))
+    """Values whose row was removed, by cause: `expired` (not seen for the field's ttl), `full` (too many rows), or
+    `asked` (named by a caller)."""
     lookups: int = 0
     default_lookups: int = 0
     """Lookups of learned batches that found the default row."""
     missing_lookups: int = 0
-
-
-class Admissions(NamedTuple):
-    """What one micro-batch would change about the ids; K distinct keys each."""
-
-    keys: Int64Array
-    """Keys that get a row."""
-    fields: Int64Array
-    """The field of each of them."""
-    counted_keys: Int64Array
-    """Keys whose examples are counted towards their admission."""
-    counted: Int64Array
-    """Examples of each of them."""
 
 
 class Lookup(NamedTuple):
@@ -73,9 +79,9 @@ class Lookup(NamedTuple):
     index_N: Int64Array
     """Place in `rows_U` of each value of the flat order."""
     weight_UW: Tensor
-    """The rows' weights; to be admitted: copies of their field's default row."""
+    """The rows' weights, on the table's device; to be admitted: those they start with."""
     accumulator_U: Tensor
-    """The rows' accumulators; to be admitted: 0."""
+    """The rows' accumulators, on the table's device; to be admitted: 0."""
     admissions: Admissions
     lookups_F3: Int64Array
     """Per field: lookups, of these on the default row, of these on the missing row."""
@@ -84,28 +90,40 @@ class Lookup(NamedTuple):
 class EmbeddingTable:
     """Rows of all fields in one float table, changed by row-wise Adagrad only where a batch touched them.
 
-    A clock ticks with every change; each row remembers its last change, so that a delta is "changed since".
+    A clock ticks with every change; each row remembers its last change, so that a delta is "changed since". Weights
+    and accumulators are on `device`, all that decides which value has which row on the host: the same on any device.
+
+    Raises:
+        ValueError: settings for a field that the model does not have, or whose ids are another field's.
     """
 
-    def __init__(self, layout: InputLayout, config: EmbeddingConfig, seed: int) -> None:
+    def __init__(
+        self, layout: InputLayout, config: EmbeddingConfig, seed: int, device: torch.device | None = None
+    ) -> None:
         self.layout = layout
         self.ids = IdTable(num_reserved=layout.num_reserved)
         self.counters = {one.name: FieldCounters() for one in layout.fields}
-        self._counts = AdmissionCounts(config.admission)
+        self._config = config
+        self._seed = seed
+        self._device = device or torch.device("cpu")
+        rules = IdRules(layout.fields, config.fields, config.admission.rule)
+        self._admission = Admission(config.admission, rules.examples_F, rules.is_drawn_F, seed)
+        self._eviction = Eviction(rules, config.max_rows, config.evictions_per_step)
         self._clock = 0
         self._evicted_at: dict[int, int] = {}
+        self._has_exported = False
         capacity = 2 * layout.num_reserved
-        self._weight = torch.zeros(capacity, config.width)
-        self._accumulator = torch.zeros(capacity)
+        self._seen = LastSeen(capacity)
+        weight = torch.zeros(capacity, config.width)
+        self._accumulator = torch.zeros(capacity, device=self._device)
         self._changed_at = np.zeros(capacity, np.int64)
         self._generation = np.zeros(capacity, np.int64)
-        self._field_of_row = np.zeros(capacity, np.int64)
         self._place = np.zeros(capacity, np.int64)
-        for field, one in enumerate(layout.fields):
+        for place, one in enumerate(layout.fields):
             generator = named_generator(seed, f"rows/{one.name}")
-            rows = slice(2 * field, 2 * field + 2)
-            self._weight[rows] = config.init_scale * torch.randn(2, config.width, generator=generator)
-            self._field_of_row[rows] = field
+            rows = slice(2 * place, 2 * place + 2)
+            weight[rows] = config.init_scale * torch.randn(2, config.width, generator=generator)
+        self._weight = weight.to(self._device)
 
     @property
     def weight(self) -> Tensor:
@@ -117,6 +135,14 @@ class EmbeddingTable:
         """Number of changes so far."""
         return self._clock
 
+    def occupancy(self) -> dict[str, float]:
+        """Returns rows over `max_rows` of each field that has a limit; "all" stands for the limit of all fields."""
+        rows_F = self._rows_F()
+        return {
+            "all" if one is None else self.layout.fields[one].name: float(rows_F[one].sum() / most)
+            for one, most in self._eviction.max_rows.items()
+        }
+
     def lookup(self, batch: EncodedBatch, counts_B: npt.NDArray[np.bool_]) -> Lookup:
         """Returns the batch's rows and planned admissions; rows with `counts_B` count towards admission."""
         layout = self.layout
@@ -126,7 +152,8 @@ class EmbeddingTable:
         fields = layout.field_of(reserved, batch)
         is_default = rows_N[reserved] == layout.default_row_F[fields]
         unknown, unknown_fields = reserved[is_default], fields[is_default]
-        admissions = self._plan(keys_N[unknown], unknown_fields, layout.examples(batch, counts_B)[unknown])
+        examples = layout.examples(batch, counts_B)[unknown]
+        admissions = self._admission.plan(keys_N[unknown], unknown_fields, examples, self._clock)
         new_rows = self.ids.next_rows(len(admissions.keys))
         self._reserve(int(new_rows.max(initial=-1)) + 1)
         if len(new_rows):
@@ -137,8 +164,12 @@ class EmbeddingTable:
         place_of_new = self._place[new_rows]
         source_U = rows_U.copy()
         source_U[place_of_new] = layout.default_row_F[admissions.fields]
-        accumulator_U = self._accumulator[torch.from_numpy(source_U)]
-        accumulator_U[torch.from_numpy(place_of_new)] = 0.0
+        source, new = self._index(source_U), self._index(place_of_new)
+        weight_UW, accumulator_U = self._weight.index_select(0, source), self._accumulator[source]
+        accumulator_U[new] = 0.0
+        if self._config.new_rows == "random" and len(new_rows):
+            drawn = drawn_rows(admissions.keys, self._config.width, self._config.init_scale, self._seed)
+            weight_UW[new] = torch.from_numpy(drawn).to(self._device)
         num_fields = len(layout.fields)
         lookups = np.diff(layout.field_starts(batch))
         on_default = np.bincount(unknown_fields, minlength=num_fields)
@@ -146,73 +177,83 @@ class EmbeddingTable:
         return Lookup(
             rows_U=rows_U,
             index_N=index_N,
-            weight_UW=self._weight.index_select(0, torch.from_numpy(source_U)),
+            weight_UW=weight_UW,
             accumulator_U=accumulator_U,
             admissions=admissions,
             lookups_F3=np.stack([lookups, on_default, on_missing], axis=1),
         )
 
-    def _plan(self, keys_N: Int64Array, fields_N: Int64Array, examples_N: Int64Array) -> Admissions:
-        """Returns what `examples_N` examples of values without a row would count and admit; keys come out sorted."""
-        threshold_F = self.layout.admission_F
-        counts = (examples_N > 0) & (threshold_F[fields_N] > 0)
-        keys, first, inverse = np.unique(keys_N[counts], return_index=True, return_inverse=True)
-        fields = fields_N[counts][first]
-        added = np.bincount(inverse, weights=examples_N[counts], minlength=len(keys)).astype(np.int64)
-        is_counted = threshold_F[fields] > 1
-        total = added.copy()
-        total[is_counted] = self._counts.with_added(keys[is_counted], added[is_counted])
-        is_admitted = total >= threshold_F[fields]
-        return Admissions(keys[is_admitted], fields[is_admitted], keys[is_counted], added[is_counted])
+    def apply(self, lookup: Lookup, grad_UW: Tensor, config: OptimConfig, *, watermark_ms: int = 0) -> None:
+        """Steps the looked-up rows by their gradients, admits what the lookup planned, then evicts what is due.
 
-    def apply(self, lookup: Lookup, grad_UW: Tensor, config: OptimConfig) -> None:
-        """Steps the looked-up rows by their gradients and admits what the lookup planned.
-
-        Nothing may have changed since the lookup.
+        Nothing may have changed since the lookup. `watermark_ms` is the event time of the step; 0: not known.
         """
+        # 1 time and admissions
         self._clock += 1
+        self._seen.advance(watermark_ms)
         admissions = lookup.admissions
         new_rows = self.ids.insert(admissions.keys)
         self._generation[new_rows] += 1
-        self._field_of_row[new_rows] = admissions.fields
-        for key in admissions.keys.tolist():
-            self._evicted_at.pop(key, None)
-        self._counts.add(admissions.counted_keys, admissions.counted)
+        self._seen.field[new_rows] = admissions.fields
+        if self._evicted_at:
+            for key in admissions.keys.tolist():
+                self._evicted_at.pop(key, None)
+        self._admission.counts.add(admissions.counted_keys, admissions.counted)
+        # 2 weights
+        accumulator_U = lookup.accumulator_U
+        if config.row_half_life_ms is not None:
+            accumulator_U = faded(accumulator_U, self._seen.ages_ms(lookup.rows_U), config.row_half_life_ms)
         weight_UW, accumulator_U = rowwise_adagrad(
-            lookup.weight_UW, lookup.accumulator_U, grad_UW, lr=config.row_lr, eps=config.row_eps
+            lookup.weight_UW, accumulator_U, grad_UW, lr=config.row_lr, eps=config.row_eps
         )
-        rows = torch.from_numpy(lookup.rows_U)
+        rows = self._index(lookup.rows_U)
         self._weight[rows] = weight_UW
         self._accumulator[rows] = accumulator_U
-        has_changed_U = (weight_UW != lookup.weight_UW).any(dim=1).numpy()
+        has_changed_U = (weight_UW != lookup.weight_UW).any(dim=1).cpu().numpy()
         self._changed_at[lookup.rows_U[has_changed_U]] = self._clock
         self._changed_at[new_rows] = self._clock
+        # 3 who was seen, and who has to go
+        self._seen.see(lookup.rows_U, self._clock)
         self._count(lookup)
+        due = self._eviction.due(self._seen, self._rows_F(), clock=self._clock, num_admitted=len(new_rows))
+        for cause, gone in due:
+            self._remove(gone, cause)
 
     def evict(self, keys: Int64Array) -> int:
         """Removes the rows of distinct keys; their values fall back to the default row. Returns how many had one."""
         self._clock += 1
-        present = keys[self.ids.lookup(keys) >= 0]
-        rows = self.ids.remove(present)
-        for key, row in zip(present.tolist(), rows.tolist(), strict=True):
-            self._evicted_at[key] = self._clock
-            counters = self.counters[self.layout.fields[self._field_of_row[row]].name]
-            counters.rows -= 1
-            counters.evictions += 1
+        rows = self.ids.lookup(keys)
+        rows = rows[rows != NO_ROW]
+        self._remove(rows, "asked")
         return len(rows)
 
+    def _remove(self, rows: Int64Array, cause: EvictionCause) -> None:
+        keys = self.ids.key_of_row(rows)
+        evicted_F = np.bincount(self._seen.field[rows], minlength=len(self.layout.fields)).tolist()
+        self.ids.remove(keys)
+        self._seen.free(rows)
+        if self._has_exported:
+            self._evicted_at.update(dict.fromkeys(keys.tolist(), self._clock))
+        for counters, evicted in zip(self.counters.values(), evicted_F, strict=True):
+            counters.rows -= evicted
+            counters.evictions[cause] += evicted
+
     def changes(self, since: int) -> tuple[Int64Array, Tensor, Int64Array]:
-        """Returns (keys, weights [N, W], evicted keys) changed after the clock showed `since`; 0 means everything."""
+        """Returns (keys, weights [N, W], evicted keys) changed after the clock showed `since`; 0 means everything.
+
+        Evictions are told from the first call on: before it nobody has a row that could be out of date.
+        """
+        self._has_exported = True
         keys, rows = self.ids.items()
         if since:
             recent = self._changed_at[rows] > since
             keys, rows = keys[recent], rows[recent]
-        evicted = [key for key, at in self._evicted_at.items() if at > since > 0]
-        return keys, self._weight[torch.from_numpy(rows)], np.array(evicted, np.int64)
+        evicted = [key for key, at in self._evicted_at.items() if at > since]
+        return keys, self._weight[self._index(rows)].cpu(), np.array(evicted, np.int64)
 
     def reserved(self) -> Tensor:
         """Returns a copy of the default and missing rows, [2F, W]."""
-        return self._weight[: self.layout.num_reserved].clone()
+        return self._weight[: self.layout.num_reserved].to("cpu", copy=True)
 
     def forget_evicted(self, until: int) -> None:
         """Drops the record of evictions that are in a promoted snapshot."""
@@ -223,36 +264,46 @@ class EmbeddingTable:
         num_rows = self.ids.num_rows
         arrays: dict[str, npt.NDArray[Any]] = {
             **{f"ids.{name}": array for name, array in self.ids.state().items()},
-            **{f"admission.{name}": array for name, array in self._counts.state().items()},
+            **{f"admission.{name}": array for name, array in self._admission.counts.state().items()},
+            **{f"seen.{name}": array for name, array in self._seen.state(num_rows).items()},
             "changed_at": self._changed_at[:num_rows].copy(),
             "generation": self._generation[:num_rows].copy(),
-            "field": self._field_of_row[:num_rows].copy(),
             "evicted": np.array(list(self._evicted_at.items()), np.int64).reshape(-1, 2),
+            "has_exported": np.array(self._has_exported),
             "clock": np.array(self._clock),
         }
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return state | {
-            "weight": self._weight[:num_rows].clone(),
-            "accumulator": self._accumulator[:num_rows].clone(),
+            "weight": self._weight[:num_rows].to("cpu", copy=True),
+            "accumulator": self._accumulator[:num_rows].to("cpu", copy=True),
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Becomes the table `state` was taken from."""
+        """Becomes the table `state` was taken from, on any device."""
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         self.ids.load_state({name: arrays[f"ids.{name}"] for name in ("key_of_row", "free")})
-        self._counts.load_state({name: arrays[f"admission.{name}"] for name in ("counts", "num_counted")})
-        self._weight = state["weight"].clone()
-        self._accumulator = state["accumulator"].clone()
+        self._admission.counts.load_state({name: arrays[f"admission.{name}"] for name in ("counts", "num_counted")})
+        self._seen.load_state({name: arrays[f"seen.{name}"] for name in ("field", "clock", "ms", "now")})
+        self._eviction.restart()
+        self._weight = state["weight"].to(self._device, copy=True)
+        self._accumulator = state["accumulator"].to(self._device, copy=True)
         self._changed_at = arrays["changed_at"].copy()
         self._generation = arrays["generation"].copy()
-        self._field_of_row = arrays["field"].copy()
         self._place = np.zeros(len(self._changed_at), np.int64)
         self._evicted_at = dict(arrays["evicted"].tolist())
+        self._has_exported = bool(arrays["has_exported"])
         self._clock = int(arrays["clock"])
         _, rows = self.ids.items()
-        rows_F = np.bincount(self._field_of_row[rows], minlength=len(self.layout.fields))
+        rows_F = np.bincount(self._seen.field[rows], minlength=len(self.layout.fields))
         for one, num_rows in zip(self.layout.fields, rows_F.tolist(), strict=True):
             self.counters[one.name].rows = num_rows
+
+    def _index(self, rows: Int64Array) -> Tensor:
+        return torch.from_numpy(rows).to(self._device)
+
+    def _rows_F(self) -> Int64Array:
+        """Returns how many rows each field has."""
+        return np.array([counters.rows for counters in self.counters.values()], np.int64)
 
     def _distinct(self, rows_N: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Returns the distinct rows and each value's place among them, without sorting."""
@@ -268,10 +319,11 @@ class EmbeddingTable:
         if num_rows <= capacity:
             return
         more = max(num_rows, 2 * capacity) - capacity
-        self._weight = torch.cat([self._weight, torch.zeros(more, self._weight.shape[1])])
-        self._accumulator = torch.cat([self._accumulator, torch.zeros(more)])
-        for name in ("_changed_at", "_generation", "_field_of_row", "_place"):
+        self._weight = torch.cat([self._weight, self._weight.new_zeros(more, self._weight.shape[1])])
+        self._accumulator = torch.cat([self._accumulator, self._accumulator.new_zeros(more)])
+        for name in ("_changed_at", "_generation", "_place"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
+        self._seen.reserve(more)
 
     def _count(self, lookup: Lookup) -> None:
         admitted_F = np.bincount(lookup.admissions.fields, minlength=len(self.layout.fields)).tolist()

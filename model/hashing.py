@@ -14,6 +14,7 @@ REMOVED_KEY = -1
 """Marks a slot of the id table whose key was removed; never the key of a value."""
 
 _SIGN_BIT = 1 << 63
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def value_key(field: str, value: str) -> int:
@@ -28,6 +29,25 @@ def value_key(field: str, value: str) -> int:
     unsigned = xxhash.xxh64_intdigest(f"{field}\x1f{value}".encode("utf-8", "surrogatepass"))
     key = unsigned - 2 * _SIGN_BIT if unsigned >= _SIGN_BIT else unsigned
     return key + 1 if key == MISSING_KEY else key - 1 if key == REMOVED_KEY else key
+
+
+def uniforms(keys_N: Int64Array, seed: int, stream: int) -> npt.NDArray[np.float64]:
+    """Returns a number in [0, 1) per key, [N], that depends on its key, `seed` and `stream` only.
+
+    splitmix64 (Steele, Lea, Flood 2014): one draw of a stateless generator per key, so no order of draws to keep.
+
+    >>> keys = np.array([5, 6, 5])
+    >>> drawn = uniforms(keys, seed=1, stream=2)
+    >>> bool(drawn[0] == drawn[2] != drawn[1]), bool((uniforms(keys, seed=1, stream=3) != drawn).all())
+    (True, True)
+    """
+    salt = xxhash.xxh64_intdigest(f"{seed}/{stream}".encode())
+    mixed_N = keys_N.view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(salt)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed_N = (mixed_N ^ (mixed_N >> np.uint64(shift))) * np.uint64(factor)
+    mixed_N ^= mixed_N >> np.uint64(31)
+    drawn_N: npt.NDArray[np.float64] = (mixed_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn_N
 
 
 class ValueKeys(dict[str | int | None, int]):

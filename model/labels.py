@@ -23,6 +23,8 @@ class LabelBatch:
     """Sampling weight times traffic ratio, at least 0."""
     first_BT: npt.NDArray[np.bool_]
     """On where it is the cell's first emission: rows with any count towards admission."""
+    watermark_ms: int = 0
+    """Event time that the labels have reached, by which embedding rows age; 0: not known."""
     delayed: DelayedLabels | None = None
     """What the policies need whose labels are corrected later; None: all labels are final and weigh 1."""
 
@@ -33,5 +35,6 @@ class LabelBatch:
             mask_BT=self.mask_BT[rows_B],
             weight_BT=self.weight_BT[rows_B],
             first_BT=self.first_BT[rows_B],
+            watermark_ms=self.watermark_ms,
             delayed=None if self.delayed is None else self.delayed.take(rows_B),
         )

@@ -156,7 +156,7 @@ class Learner:
             model.adam.step()
             model.net.after_step()
             model.weighting.after_step()
-            model.table.apply(lookup, grad_UW, optim)
+            model.table.apply(lookup, grad_UW, optim, watermark_ms=labels.watermark_ms)
             # 9 shares, first negatives (rows, their clock and admissions were written with the rows)
             model.shares.update(scenario_B, trained_BT)
             model.has_negative_MT = has_negative_MT

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from model.hashing import Int64Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +21,9 @@ class OptimConfig:
     """Row-wise Adagrad's learning rate of the embedding rows; greater than 0."""
     row_eps: float = 1e-8
     """Added to the root of a row's accumulator; greater than 0."""
+    row_half_life_ms: int | None = None
+    """Event time in which half of a row's accumulator is forgotten, so that its rate recovers on a stream that drifts;
+    at least 1; null: plain Adagrad, whose rate only falls."""
     dense_clip: float = 10.0
     """Largest global norm of the network's gradient; greater than 0."""
     row_clip: float = 1.0
@@ -26,6 +33,14 @@ class OptimConfig:
         for name in ("dense_lr", "aux_lr", "row_lr", "row_eps", "dense_clip", "row_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; greater than 0")
+        if self.row_half_life_ms is not None and self.row_half_life_ms < 1:
+            raise ValueError(f"row_half_life_ms: {self.row_half_life_ms} is not allowed; at least 1, or null")
+
+
+def faded(accumulator_U: Tensor, age_ms_U: Int64Array, half_life_ms: int) -> Tensor:
+    """Returns the accumulators of rows that were last stepped `age_ms_U` of event time ago: s 2^(-age / half life)."""
+    kept_U = np.exp2(-age_ms_U / half_life_ms).astype(np.float32)
+    return accumulator_U * torch.from_numpy(kept_U).to(accumulator_U.device)
 
 
 def rowwise_adagrad(

@@ -20,7 +20,7 @@ from model.seeding import named_generator
 from model.shapes import check_same_shapes
 from stream.schema import SchemaConfig
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 class TrainedModel:
@@ -113,7 +113,7 @@ class TrainedModel:
 
     def serving_full(self) -> dict[str, Tensor]:
         """Returns what serving needs, complete; no optimiser state."""
-        return self._serving(since=0)
+        return self._serving(since=0) | {"rows.evicted": torch.empty(0, dtype=torch.int64)}
 
     def serving_delta(self) -> dict[str, Tensor]:
         """Returns what changed since the last promoted export: rows, evicted keys, and all that is small.

@@ -230,6 +230,7 @@ class Trainer:
             mask_BT=rows.mask_BT,
             weight_BT=rows.weight_BT,
             first_BT=rows.first_BT,
+            watermark_ms=self._intake.watermark_ms,
             delayed=rows.delayed,
         )
         report = self.learner.learn(rows.batch, labels)
