@@ -222,7 +222,7 @@ class TaskConfig:
 UnknownScenario = Literal["add", "default", "reject"]
 _SCENARIO_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 _TAKEN_NAMES = ("all", "default")
-"""Names with a meaning of their own: all scenarios in reports, scenarios without weights of their own in the blender."""
+"""Names with a meaning of their own: all scenarios of a report, and weights of scenarios without any of their own."""
 
 FeatureKind = Literal["categorical", "numeric"]
 
