@@ -147,7 +147,8 @@ class PeLtrWeighting:
 def _gram(loss_T: Tensor, present: npt.NDArray[np.int64], shared_BC: Tensor) -> Float64Array:
     """Returns the inner products of the present tasks' gradients on the representation, [P, P]."""
     grads = [torch.autograd.grad(loss_T[task], shared_BC, retain_graph=True)[0] for task in present.tolist()]
-    grad_PX = torch.stack(grads).flatten(1).float()
+    grad_PX = torch.stack(grads).flatten(1)
+    grad_PX = grad_PX.to(torch.promote_types(grad_PX.dtype, torch.float32))
     gram_PP: Float64Array = (grad_PX @ grad_PX.t()).cpu().numpy().astype(np.float64)
     return gram_PP
 
