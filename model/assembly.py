@@ -1,12 +1,14 @@
 """From an encoded batch to the network's input: which row each value is, and where its embedding goes.
 
-Letters: R requests, B rows, F fields, N values of a batch, U rows gathered, W embedding width, D input width.
+Letters: R requests, B rows, F fields, N values of a batch, U rows gathered, W embedding width, D input width, L actions
+of the longest history.
 
 A batch's values in one flat order: request fields, request lists, item fields, item lists, as in `model.features`.
 """
 
 import itertools
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.features import EncodedBatch, Field, KeyLists
+from model.features import EncodedBatch, Field, KeyLists, Side
 from model.hashing import MISSING_KEY, Int64Array
 from model.id_table import NO_ROW, IdTable
 from model.inputs import RowInputs
-from model.network import NetworkShape
+from model.network import NetworkInputs, NetworkShape
+from model.sequence_inputs import SequenceInputs
 from stream.schema import SchemaConfig
 
 
@@ -40,6 +43,10 @@ class InputLayout:
         self.admission_F = np.array([one.admission for one in self.fields], np.int64)
         request_lists = [one.name for one in self.fields if one.side == "request" and one.many]
         self._history = request_lists.index("history_item") if "history_item" in request_lists else None
+        single = {
+            side: [one.name for one in self.fields if one.side == side and not one.many] for side in get_args(Side)
+        }
+        self._user = single["request"].index("user_id") if "user_id" in names else None
         self._has_interaction = interaction and self._history is not None and "item_id" in names
         self.blocks = (*names, "history_item*item_id") if self._has_interaction else tuple(names)
         """What x is made of, block by block."""
@@ -90,15 +97,27 @@ class InputLayout:
         blocks += [np.repeat(per_row_B, lists.lengths) for lists in batch.item_lists]
         return np.concatenate(blocks)
 
+    def network_inputs(
+        self,
+        source_UW: Tensor,
+        index_N: Tensor,
+        batch: EncodedBatch,
+        row_offsets: Sequence[int],
+        *,
+        with_sequence: bool,
+    ) -> NetworkInputs:
+        """Returns what a network sees of a batch sorted by scenario, for an evaluation forward."""
+        x = self.inputs(source_UW, index_N, batch)
+        sequence = self.sequence(source_UW, index_N, batch) if with_sequence else None
+        return NetworkInputs(x=x, row_offsets=row_offsets, sequence=sequence)
+
     def inputs(self, source_UW: Tensor, index_N: Tensor, batch: EncodedBatch) -> RowInputs:
         """Returns the input rows: `source_UW[index_N]` in the fields' places, lists mean pooled.
 
         x = [request fields | request lists || item fields | item lists | pooled history * item]
         """
         num_requests, num_rows = batch.num_requests, batch.num_rows
-        sizes = [batch.request_keys_FR.size, sum(len(lists.keys_N) for lists in batch.request_lists)]
-        sizes += [batch.item_keys_FB.size, sum(len(lists.keys_N) for lists in batch.item_lists)]
-        request, request_list, item, item_list = torch.split(index_N, sizes)
+        request, request_list, item, item_list = _parts(index_N, batch)
         request_index_B = torch.from_numpy(batch.request_index_B)
         request_parts = [F.embedding(request.view(batch.request_keys_FR.shape).t(), source_UW)]
         item_parts = [F.embedding(item.view(batch.item_keys_FB.shape).t(), source_UW)]
@@ -113,6 +132,43 @@ class InputLayout:
         return RowInputs(
             torch.cat(item_parts, dim=1).flatten(1), torch.cat(request_parts, dim=1).flatten(1), request_index_B
         )
+
+    def sequence(self, source_UW: Tensor, index_N: Tensor, batch: EncodedBatch) -> SequenceInputs:
+        """Returns the histories action by action, for a layout with a history and the item's id."""
+        assert self._history is not None and batch.history_age_ms is not None
+        request, request_list, item, _ = _parts(index_N, batch)
+        history = batch.request_lists[self._history]
+        longest = int(history.lengths.max(initial=0))
+        place_L = np.arange(longest)
+        # Places beyond a history show the last action of some history; they are not real.
+        place_RL = (history.offsets[:-1, None] + place_L).clip(max=max(len(history.keys_N) - 1, 0))
+        age_ms_RL = np.where(place_L < history.lengths[:, None], batch.history_age_ms.keys_N[place_RL], 0)
+        starts = np.cumsum([0] + [len(one.keys_N) for one in batch.request_lists])[self._history :]
+        item_RLW, action_RLW = (
+            F.embedding(request_list[torch.from_numpy(place_RL + start).to(index_N.device)], source_UW)
+            for start in starts[:2].tolist()
+        )
+        if self._user is None:
+            user_RW = source_UW.new_zeros(batch.num_requests, self.width)
+        else:
+            user_RW = F.embedding(request.view(batch.request_keys_FR.shape)[self._user], source_UW)
+        ages = torch.from_numpy(age_ms_RL).to(index_N.device)
+        return SequenceInputs(
+            item_RLW=item_RLW,
+            action_RLW=action_RLW,
+            age_ms_RL=ages,
+            is_real_RL=ages > 0,
+            user_RW=user_RW,
+            request_index_B=torch.from_numpy(batch.request_index_B).to(index_N.device),
+            candidate_BW=F.embedding(item.view(batch.item_keys_FB.shape)[0], source_UW),
+        )
+
+
+def _parts(index_N: Tensor, batch: EncodedBatch) -> tuple[Tensor, ...]:
+    """Returns the flat order in its four parts: request fields, request lists, item fields, item lists."""
+    sizes = [batch.request_keys_FR.size, sum(len(lists.keys_N) for lists in batch.request_lists)]
+    sizes += [batch.item_keys_FB.size, sum(len(lists.keys_N) for lists in batch.item_lists)]
+    return torch.split(index_N, sizes)
 
 
 def _pooled(source_UW: Tensor, index: Tensor, lists: Sequence[KeyLists], num_entries: int) -> Tensor:

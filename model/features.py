@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.hashing import MISSING_KEY, Int64Array, ValueKeys
+from model.sequence_inputs import UNKNOWN_AGE_MS
 from stream.schema import FeatureKind, SchemaConfig
 
 Side = Literal["request", "item"]
@@ -35,7 +36,8 @@ class EncodingConfig:
     """Whether the scenario is also a field; HiNet takes it in the scenario-aware attention only. A scenario that is not
     listed has the default one's value there."""
     history_length: int = 50
-    """Newest actions of the user that are pooled into the fields `history_item` and `history_action`; 0: no history."""
+    """Newest actions of the user that are pooled into the fields `history_item` and `history_action`, and read one by
+    one by networks that do so (`closeup` as published: 100); 0: no history."""
     history_interaction: bool = True
     """Whether the product of the pooled history and the item's embedding is a block of its own."""
     numeric_resolution: float = 0.01
@@ -112,7 +114,10 @@ class RowColumns:
 
 @dataclass(frozen=True, slots=True)
 class KeyLists:
-    """Keys of one list field: entry n is `keys_N[offsets[n]:offsets[n + 1]]`, never empty (MISSING_KEY if it was)."""
+    """Keys of one list field: entry n is `keys_N[offsets[n]:offsets[n + 1]]`, never empty (MISSING_KEY if it was).
+
+    Also other integers that come in such lists.
+    """
 
     keys_N: Int64Array
     offsets: Int64Array
@@ -153,6 +158,9 @@ class EncodedBatch:
     """List fields of the request, R entries each."""
     item_lists: tuple[KeyLists, ...]
     """List fields of the item, B entries each."""
+    history_age_ms: KeyLists | None = None
+    """Ages of the actions, in lists as long as those of `history_item`, R entries: `UNKNOWN_AGE_MS` where not given, at
+    most 0 where there is no action or it was not before the request. None: this model has no history."""
     unknown_scenarios: tuple[str, ...] = ()
     """Names of scenarios that are not listed."""
 
@@ -199,6 +207,7 @@ class EncodedBatch:
             request_lists=tuple(lists.take(requests_R) for lists in self.request_lists),
             item_lists=tuple(lists.take(rows_B) for lists in self.item_lists),
             unknown_scenarios=self.unknown_scenarios,
+            history_age_ms=None if self.history_age_ms is None else self.history_age_ms.take(requests_R),
         )
 
     def by_scenario(self, num_scenarios: int) -> tuple["EncodedBatch", Int64Array, list[int]]:
@@ -222,6 +231,7 @@ class EncodedBatch:
     def concat(batches: Sequence["EncodedBatch"]) -> "EncodedBatch":
         """Returns the rows of all `batches` (at least one), in order."""
         first_request = np.cumsum([0] + [batch.num_requests for batch in batches[:-1]])
+        ages = [batch.history_age_ms for batch in batches if batch.history_age_ms is not None]
         unknown = tuple(dict.fromkeys(itertools.chain.from_iterable(b.unknown_scenarios for b in batches)))
         code_of = {name: -1 - n for n, name in enumerate(unknown)}
         return EncodedBatch(
@@ -235,6 +245,7 @@ class EncodedBatch:
             item_keys_FB=np.concatenate([b.item_keys_FB for b in batches], axis=1),
             request_lists=tuple(map(KeyLists.concat, zip(*(b.request_lists for b in batches), strict=True))),
             item_lists=tuple(map(KeyLists.concat, zip(*(b.item_lists for b in batches), strict=True))),
+            history_age_ms=KeyLists.concat(ages) if ages else None,
         )
 
 
@@ -329,7 +340,23 @@ class FeatureEncoder:
             item_keys_FB=_stacked(singles["item"], num_rows),
             request_lists=tuple(lists["request"]),
             item_lists=tuple(lists["item"]),
+            history_age_ms=self._ages(columns.sequence, num_requests) if self._config.history_length else None,
         )
+
+    def _ages(self, sequence: SequenceColumns | None, num_requests: int) -> KeyLists:
+        """Returns the ages of the actions; one that is not older than its request was not known to it."""
+        if sequence is None:
+            return KeyLists(np.zeros(num_requests, np.int64), np.arange(num_requests + 1))
+        length_R = [len(history) for history in sequence.item_id]
+        ages = sequence.age_ms
+        if ages is None:
+            ages = [[UNKNOWN_AGE_MS] * length for length in length_R]
+        for name, lists in (("action", sequence.action), ("age_ms", ages)):
+            if [len(history) for history in lists] != length_R:
+                raise ValueError(f"sequence.{name}: lists of another length than sequence.item_id")
+        filled = [history[: self._config.history_length] or (0,) for history in ages]
+        offsets = np.concatenate([[0], np.cumsum([len(history) for history in filled])]).astype(np.int64)
+        return KeyLists(np.fromiter(itertools.chain.from_iterable(filled), np.int64, int(offsets[-1])), offsets)
 
     def _scenarios(self, names: Sequence[str]) -> tuple[Int64Array, tuple[str, ...]]:
         """Returns the scenarios as `EncodedBatch` has them: indices and codes, and what the codes stand for."""

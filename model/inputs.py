@@ -1,5 +1,7 @@
 """The network's input: rows whose request part is shared by all rows of a request."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,6 +36,20 @@ class RowInputs:
         if len(request_RN) > 1:
             request_RN = F.embedding(self._request_index_B, request_RN)
         return torch.addmm(request_RN, self._item_BD, item_weight.t())
+
+    def split(self, row_offsets: Sequence[int]) -> list["RowInputs"]:
+        """Returns the rows from each of `row_offsets` to the next one, whose first is 0 and last B."""
+        num_rows = [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)]
+        items = self._item_BD.split(num_rows)
+        if self._request_RD is None or self._request_index_B is None:
+            return [RowInputs(item_BD) for item_BD in items]
+        indices = self._request_index_B.split(num_rows)
+        return [RowInputs(item_BD, self._request_RD, index_B) for item_BD, index_B in zip(items, indices, strict=True)]
+
+    def with_columns(self, columns_BN: Tensor) -> "RowInputs":
+        """Returns these rows with further columns at their end."""
+        item_BD = torch.cat([self._item_BD, columns_BN], dim=1)
+        return RowInputs(item_BD, self._request_RD, self._request_index_B)
 
     @property
     def num_rows(self) -> int:

@@ -98,8 +98,10 @@ class Learner:
         lookup = model.table.lookup(batch, counts_B)
         leaf_UW = lookup.weight_UW.clone().requires_grad_()
         # 2 score: without dropout and batch statistics one forward serves the score and the loss
-        x = self._layout.inputs(leaf_UW, torch.from_numpy(lookup.index_N), batch)
-        inputs = NetworkInputs(x=x, row_offsets=row_offsets, noise=model.step_noise())
+        inputs = self._layout.network_inputs(
+            leaf_UW, torch.from_numpy(lookup.index_N), batch, row_offsets, with_sequence=model.net.uses_sequence
+        )
+        inputs = replace(inputs, noise=model.step_noise())
         with products_in(self.config.precision):
             c_BC = model.net.representation(inputs)
             logits_BT = model.net.task_logits(c_BC, row_offsets).float()
@@ -226,8 +228,11 @@ class Learner:
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self.trained.table.ids)
         with torch.no_grad():
-            x = self._layout.inputs(self.trained.table.weight, torch.from_numpy(rows_N), batch)
-        return NetworkInputs(x=x, row_offsets=row_offsets), order_B
+            weight, uses_sequence = self.trained.table.weight, self.trained.net.uses_sequence
+            inputs = self._layout.network_inputs(
+                weight, torch.from_numpy(rows_N), batch, row_offsets, with_sequence=uses_sequence
+            )
+        return inputs, order_B
 
     def _cell_weights(self) -> npt.NDArray[np.float32]:
         """Returns each (scenario, task)'s weight in the loss, [M, T]."""

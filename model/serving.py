@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.id_table import NO_ROW, IdTable
 from model.label_policy import served_probability
-from model.network import Network, NetworkInputs
+from model.network import Network
 from model.precision import Precision, products_in
 from model.shapes import check_same_shapes
 from stream.schema import PolicyName, SchemaConfig
@@ -139,8 +139,10 @@ class ServingModel:
         batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
         with torch.inference_mode(), products_in(self._precision):
-            x = self._layout.inputs(self._weight, torch.from_numpy(rows_N), batch)
-            probability_BT = self._net(NetworkInputs(x=x, row_offsets=row_offsets)).float().sigmoid()
+            inputs = self._layout.network_inputs(
+                self._weight, torch.from_numpy(rows_N), batch, row_offsets, with_sequence=self._net.uses_sequence
+            )
+            probability_BT = self._net(inputs).float().sigmoid()
         result_BT = np.empty(tuple(probability_BT.shape), np.float32)
         result_BT[order_B] = probability_BT.numpy()
         for task, policy in enumerate(self._policies):

@@ -1,0 +1,185 @@
+"""Closeup ranker: a user's last actions, a mixer of feature groups, and MMoE (Pinterest engineering, 2023-06-13).
+
+    summarise  one MLP per group of like features -> a token of width d; the sequence's read-out is one of the groups
+    mixer      one transformer layer over the group tokens -> side by side = m
+    MMoE       e_k = MLP_k(m), dropout after each hidden layer;   g_ij = softmax(W_ij m + b_ij)
+    heads      u_ij = [sum_k g_ij,k e_k; m];   z_ij = a_ij . u_ij + c_ij          of scenario i and task j
+
+Letters: B rows, T tasks, G groups, d token width, P = G d width of m, K experts, e expert width, C = K e + P.
+
+Unpublished, ours: the number of experts, the widths of the mixer, gates and heads per scenario. Groups are the sides of
+the schema: user, context, item, history. m is concatenated once, after mixing: per expert it would be the same, since
+the gate's weights sum to 1. Gates have a zero-initialised bias.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.expert_mlps import ExpertMlps
+from model.gate_usage import GateUsage
+from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.seeding import Drawn, draw_uniform, initialise
+from model.sequence_encoder import SequenceConfig, SequenceEncoder, check_has_history
+from model.towers import Towers
+from model.transformer import Dense, TransformerLayer
+
+_GROUP_OF = {
+    "user_id": "user",
+    "item_id": "item",
+    "scenario": "context",
+    "history_item": "history",
+    "history_action": "history",
+    "history_item*item_id": "history",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseupConfig:
+    """Widths, counts and ablations. The default has 0.65 M dense parameters at D = 320, M = 3, T = 2."""
+
+    sequence: SequenceConfig = SequenceConfig()
+    """The encoder of the user's last actions; it reads `encoding.history_length` of them (published: 100)."""
+    group_hidden: int = 128
+    """Hidden width of a group's MLP; at least 1."""
+    token_width: int = 64
+    """Width of a group's token; at least 1."""
+    mixer_heads: int = 2
+    """Attention heads of the mixer; a divisor of `token_width`."""
+    mixer_hidden: int = 128
+    """Hidden width of the mixer's feed-forward layers; at least 1."""
+    num_experts: int = 8
+    """Experts; at least 1."""
+    expert: tuple[int, ...] = (128, 128)
+    """Hidden widths of an expert, the last one its output (published: 256, 256)."""
+    dropout: float = 0.0
+    """Share of each expert layer's outputs that a training forward drops, at least 0 and below 1; published: 0.2, for
+    models that see an example more than once."""
+    residual: bool = True
+    """Whether the heads see m beside the mixed experts."""
+
+    def __post_init__(self) -> None:
+        for name in ("group_hidden", "token_width", "mixer_heads", "mixer_hidden", "num_experts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        if not self.expert or any(width < 1 for width in self.expert):
+            raise ValueError(f"expert: {self.expert} is not allowed; one width or more, each at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not allowed; at least 0 and below 1")
+        if self.token_width % self.mixer_heads:
+            raise ValueError(f"mixer_heads: {self.mixer_heads} is not allowed; a divisor of {self.token_width}")
+
+
+class GateOfTasks(Drawn):
+    """One scenario's gates: a softmax over the experts for each task, m -> [B, T, K]."""
+
+    def __init__(self, width: int, num_tasks: int, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_tasks * num_experts, width))
+        self.bias = nn.Parameter(torch.empty(num_tasks * num_experts))
+        self._num_experts = num_experts
+
+    def forward(self, m_BP: Tensor) -> Tensor:
+        """Returns each task's weights of the experts."""
+        return F.linear(m_BP, self.weight, self.bias).unflatten(1, (-1, self._num_experts)).softmax(dim=2)
+
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Draws the weights as `nn.Linear` does; biases are zero."""
+        draw_uniform(self.weight, self.weight.shape[1], generator_of("weight"))
+        self.bias.zero_()
+
+
+class Closeup(Network):
+    """The whole network.
+
+    Raises:
+        ValueError: the model has no history or no item id.
+    """
+
+    uses_sequence = True
+
+    def __init__(self, config: CloseupConfig, shape: NetworkShape, *, seed: int | None) -> None:
+        """With `seed` None the parameters are left undrawn, to be loaded."""
+        groups = _groups(shape)
+        mixed_width = config.token_width * (len(groups) + 1)
+        expert_width = config.expert[-1]
+        super().__init__(shape, representation_width=config.num_experts * expert_width + mixed_width)
+        self._config = config
+        self._columns = [[shape.columns(block) for block in blocks] for blocks in groups.values()]
+        self._mixed_width = mixed_width
+        self.scores_as_it_learns = config.dropout == 0 and config.sequence.time_mask_ms == 0
+        self.sequence = SequenceEncoder(config.sequence, shape.block_width)
+        widths = [shape.block_width * len(blocks) for blocks in groups.values()] + [self.sequence.width]
+        self.group_hidden = nn.ModuleList(Dense(width, config.group_hidden) for width in widths)
+        self.group_out = nn.ModuleList(Dense(config.group_hidden, config.token_width) for _ in widths)
+        self.mixer = TransformerLayer(config.token_width, num_heads=config.mixer_heads, hidden=config.mixer_hidden)
+        self.experts = ExpertMlps(mixed_width, config.expert, num_experts=config.num_experts, dropout=config.dropout)
+        head_width = expert_width + (mixed_width if config.residual else 0)
+        self.gates = nn.ModuleList(
+            GateOfTasks(mixed_width, shape.num_tasks, config.num_experts) for _ in range(shape.num_scenarios)
+        )
+        self.heads = nn.ModuleList(Towers(shape.num_tasks, head_width, ()) for _ in range(shape.num_scenarios))
+        if seed is not None:
+            initialise(self, seed)
+
+    def scenario_lists(self) -> list[nn.ModuleList]:
+        """Returns gates and heads."""
+        return [self.gates, self.heads]
+
+    def start_at(self, task: int, prior: float) -> None:
+        """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
+        for head in self.heads:
+            assert isinstance(head, Towers)
+            head.start_at(task, prior)
+
+    def representation(self, inputs: NetworkInputs) -> Tensor:
+        """Returns all experts' outputs and m, side by side, [B, C]."""
+        assert inputs.sequence is not None
+        x_BD = inputs.x.whole()
+        readout = self.sequence(inputs.sequence, inputs.noise)
+        hidden = [
+            layer(torch.cat([x_BD[:, columns] for columns in blocks], dim=1))
+            for layer, blocks in zip(self.group_hidden, self._columns, strict=False)
+        ]
+        hidden.append(readout.linear(self.group_hidden[-1].weight, self.group_hidden[-1].bias))
+        tokens = [layer(F.relu(hidden_Bh)) for layer, hidden_Bh in zip(self.group_out, hidden, strict=True)]
+        m_BP = self.mixer(torch.stack(tokens, dim=1)).flatten(1)
+        return torch.cat([self.experts(m_BP, inputs.noise).flatten(1), m_BP], dim=1)
+
+    def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
+        """Returns the logits, [B, T], from what `representation` returned."""
+        logits = [torch.empty(0, self.shape.num_tasks, dtype=c_BC.dtype, device=c_BC.device)]
+        for scenario, start, stop in scenario_slices(row_offsets):
+            experts_BKe, m_BP = self._split(c_BC[start:stop])
+            u_TBe = (self.gates[scenario](m_BP) @ experts_BKe).transpose(0, 1)
+            if self._config.residual:
+                u_TBe = torch.cat([u_TBe, m_BP.expand(len(u_TBe), -1, -1)], dim=2)
+            logits.append(self.heads[scenario](u_TBe))
+        return torch.cat(logits)
+
+    def gate_usage(self, inputs: NetworkInputs) -> list[GateUsage]:
+        """Returns the weights of each scenario's and task's gate."""
+        c_BC = self.representation(inputs)
+        return [
+            GateUsage(gate="mmoe", scenario=scenario, task=task, weight_BK=weight_BTK[:, task])
+            for scenario, start, stop in scenario_slices(inputs.row_offsets)
+            for weight_BTK in [self.gates[scenario](self._split(c_BC[start:stop])[1])]
+            for task in range(self.shape.num_tasks)
+        ]
+
+    def _split(self, c_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the experts' outputs, [B, K, e], and m, [B, P]."""
+        experts_BN, m_BP = c_BC.split([c_BC.shape[1] - self._mixed_width, self._mixed_width], dim=1)
+        return experts_BN.unflatten(1, (self._config.num_experts, -1)), m_BP
+
+
+def _groups(shape: NetworkShape) -> dict[str, list[str]]:
+    """Returns the blocks of each group of like features."""
+    check_has_history(shape)
+    groups: dict[str, list[str]] = {}
+    for block in shape.blocks:
+        groups.setdefault(_GROUP_OF.get(block, block.partition(".")[0]), []).append(block)
+    return groups
