@@ -84,7 +84,7 @@ class GateOfTasks(Drawn):
 
     def forward(self, m_BP: Tensor) -> Tensor:
         """Returns each task's weights of the experts."""
-        return F.linear(m_BP, self.weight, self.bias).unflatten(1, (-1, self._num_experts)).softmax(dim=2)
+        return F.linear(m_BP, self.weight, self.bias).view(len(m_BP), -1, self._num_experts).softmax(dim=2)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws the weights as `nn.Linear` does; biases are zero."""
@@ -109,7 +109,6 @@ class Closeup(Network):
         super().__init__(shape, representation_width=config.num_experts * expert_width + mixed_width)
         self._config = config
         self._columns = [[shape.columns(block) for block in blocks] for blocks in groups.values()]
-        self._mixed_width = mixed_width
         self.scores_as_it_learns = config.dropout == 0 and config.sequence.time_mask_ms == 0
         self.sequence = SequenceEncoder(config.sequence, shape.block_width)
         widths = [shape.block_width * len(blocks) for blocks in groups.values()] + [self.sequence.width]
@@ -172,8 +171,9 @@ class Closeup(Network):
 
     def _split(self, c_BC: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the experts' outputs, [B, K, e], and m, [B, P]."""
-        experts_BN, m_BP = c_BC.split([c_BC.shape[1] - self._mixed_width, self._mixed_width], dim=1)
-        return experts_BN.unflatten(1, (self._config.num_experts, -1)), m_BP
+        num_experts, expert_width = self._config.num_experts, self._config.expert[-1]
+        experts_BKe = c_BC[:, : num_experts * expert_width].view(len(c_BC), num_experts, expert_width)
+        return experts_BKe, c_BC[:, num_experts * expert_width :]
 
 
 def _groups(shape: NetworkShape) -> dict[str, list[str]]:

@@ -33,13 +33,13 @@ class Attention(Drawn):
         keys_NSd, values_NSd = F.linear(rows_NSd, self.row_weight, self.row_bias).chunk(2, dim=2)
         queries_NQd = F.linear(query_NQq, self.query_weight, self.query_bias)
         mask_N11S = None if is_valid_NS is None else is_valid_NS[:, None, None, :]
-        mixed_NHQe = F.scaled_dot_product_attention(
-            *map(self._by_head, (queries_NQd, keys_NSd, values_NSd)), attn_mask=mask_N11S
-        )
+        q_NHQe, k_NHSe, v_NHSe = (self._by_head(one) for one in (queries_NQd, keys_NSd, values_NSd))
+        mixed_NHQe = F.scaled_dot_product_attention(q_NHQe, k_NHSe, v_NHSe, attn_mask=mask_N11S)
         return F.linear(mixed_NHQe.transpose(1, 2).flatten(2), self.out_weight, self.out_bias)
 
     def _by_head(self, rows_NSd: Tensor) -> Tensor:
-        return rows_NSd.unflatten(2, (self._num_heads, -1)).transpose(1, 2)
+        num_sets, num_rows, width = rows_NSd.shape
+        return rows_NSd.view(num_sets, num_rows, self._num_heads, width // self._num_heads).transpose(1, 2)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""
