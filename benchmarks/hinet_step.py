@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from benchmarks.harness import Figure, Rate, cpu_rate
 from model.config import ModelConfig
 from model.features import EncodingConfig, RowColumns
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 from model.labels import LabelBatch
 from model.learner import Learner
 from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig, TaskConfig

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from model.closeup import Closeup, CloseupConfig
-from model.hinet import HiNet, HiNetConfig
+from model.hinet import HiNet
+from model.hinet_config import HiNetConfig
 from model.network import Network
 
-Architecture = Literal["hinet", "closeup"]
+Architecture = Literal["hinet"]
 
 
 class _Network(NamedTuple):
@@ -17,6 +17,5 @@ class _Network(NamedTuple):
 
 NETWORKS: Mapping[Architecture, _Network] = {
     "hinet": _Network(HiNetConfig, HiNet),
-    "closeup": _Network(CloseupConfig, Closeup),
 }
 """Per architecture its configuration, whose defaults are the preset `small`, and the network built from it."""

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from model.gate_usage import GateUsage
 from model.inputs import RowInputs
-from model.sequence_inputs import SequenceInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +56,6 @@ class NetworkInputs:
     x: RowInputs
     row_offsets: Sequence[int]
     """M + 1 places: rows come sorted by scenario, those of scenario i are `row_offsets[i]` to `row_offsets[i + 1]`."""
-    sequence: SequenceInputs | None = None
-    """The users' histories; given to networks that say `uses_sequence`."""
     noise: torch.Generator | None = None
     """None: evaluation. Given: a training forward, and dropout masks or gate noise are drawn from it."""
 
@@ -72,9 +69,6 @@ class Network(nn.Module):
 
     scores_as_it_learns = True
     """Whether a training forward gives the logits of an evaluation forward: no dropout, no statistics of the batch."""
-
-    uses_sequence = False
-    """Whether it reads `NetworkInputs.sequence`."""
 
     learns_foreign_heads = False
     """Whether a row also trains the other scenarios' heads, with label 0 (an ablation: HiNet's `loss_rows: all`)."""

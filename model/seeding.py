@@ -27,12 +27,15 @@ class Drawn(nn.Module):
         raise NotImplementedError
 
 
-def initialise(net: nn.Module, seed: int) -> None:
-    """Draws every parameter of a network of `Drawn` modules from generators seeded by `seed` and its full name."""
-    for prefix, module in net.named_modules():
+def initialise(net: nn.Module, seed: int, *, prefix: str = "") -> None:
+    """Draws every parameter of a network of `Drawn` modules from generators seeded by `seed` and its full name.
+
+    `prefix` is the name of `net` where it is a part of another.
+    """
+    for name, module in net.named_modules(prefix=prefix):
         if isinstance(module, Drawn):
             with torch.no_grad():
-                module.draw(partial(_parameter_generator, seed, prefix))
+                module.draw(partial(_parameter_generator, seed, name))
 
 
 def _parameter_generator(seed: int, prefix: str, name: str) -> torch.Generator:

@@ -20,7 +20,7 @@ from freshrank.ranklens import convert_ranklens
 from freshrank.replay import ReplayOutputs, ReplayProgress, replay_folder
 from model.config import ModelConfig
 from model.features import EncodingConfig
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 from model.trainer import TrainerConfig
 from sim.config import SimConfig
 from sim.record import RecordedTruth, write_recorded_log

@@ -11,7 +11,7 @@ import torch
 
 from freshrank.in_process import InProcessLoop
 from model.config import ModelConfig
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 from model.trainer import TrainerConfig
 from sim.config import SimConfig
 from sim.record import write_recorded_log

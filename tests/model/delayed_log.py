@@ -8,7 +8,7 @@ import numpy as np
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 from model.losses import LossConfig
 from model.optim import OptimConfig
 from model.progressive import MetricsConfig

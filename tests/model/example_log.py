@@ -8,7 +8,7 @@ from model.checkpoint import FileWriter
 from model.config import ModelConfig
 from model.embedding import AdmissionConfig, EmbeddingConfig
 from model.features import EncodingConfig
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 from model.progressive import MetricsConfig
 from model.source import ExampleSource
 from model.store import SnapshotStore

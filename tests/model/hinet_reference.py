@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 
 
 @dataclass

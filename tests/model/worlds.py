@@ -5,7 +5,7 @@ import numpy as np
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import RowColumns, SequenceColumns
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 from model.labels import LabelBatch
 from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig, TaskConfig
 

@@ -19,7 +19,7 @@ import torch
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig
-from model.hinet import HiNetConfig
+from model.hinet_config import HiNetConfig
 from model.labels import LabelBatch
 from model.learner import Learner
 from model.snapshot import Manifest, encode_payload, payload_sha256

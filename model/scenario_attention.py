@@ -1,0 +1,153 @@
+"""HiNet's scenario-aware attention (SAN): what a scenario takes from the others, by its embedding alone.
+
+    z_i = W_a Emb(i) + b_a,   n_im = rho_im exp(z_im),   a_im = r_i n_im / sum_m n_im (0 where the sum is 0)
+
+rho_im in [0, 1] says how far scenario m is admitted to the rows of scenario i (rho_ii = 0), and r_i = max_m rho_im.
+With rho = 1 off the diagonal this is the published softmax over the M-1 others; M = 1 gives 0, M = 2 gives 1.
+
+The table is computed at a fixed size, rho = 0 outside the M scenarios there are: kernels sum in another order for
+another size, and a new scenario must not move the old ones by a bit. Letters: M scenarios, N = capacity, e width.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.seeding import Drawn, draw_uniform
+from model.sei import GateActivation, activated
+
+SanSoftmax = Literal["others", "all_then_zero"]
+SanGate = Literal["linear", "relu_bottleneck"]
+
+
+class ScenarioAttention(Drawn):
+    """The table a_MM and the scenarios' admission to it."""
+
+    rho_NN: Tensor
+    share_N: Tensor
+    donor_N: Tensor
+
+    def __init__(
+        self,
+        num_scenarios: int,
+        width: int,
+        *,
+        capacity: int = 64,
+        softmax: SanSoftmax = "others",
+        gate: SanGate = "linear",
+        gate_activation: GateActivation = "none",
+    ) -> None:
+        """Beyond `capacity` scenarios the table takes a multiple of it."""
+        super().__init__()
+        self.num_scenarios = num_scenarios
+        self._step = capacity
+        self._softmax, self._gate_activation = softmax, gate_activation
+        size = -(-num_scenarios // capacity) * capacity
+        self.bottleneck = Bottleneck(width) if gate == "relu_bottleneck" else None
+        self.embedding = nn.Parameter(torch.empty(size, width))
+        self.weight = nn.Parameter(torch.empty(size, width if self.bottleneck is None else 1))
+        self.bias = nn.Parameter(torch.empty(size))
+        is_live_N = torch.arange(size) < num_scenarios
+        self.register_buffer("share_N", is_live_N.float())
+        self.register_buffer("donor_N", torch.full((size,), -1))
+        self.register_buffer("rho_NN", torch.zeros(size, size))
+        self._set_rho()
+
+    def forward(self) -> Tensor:
+        """Returns a_MM: row i holds scenario i's weights of the scenarios m; its diagonal is zero."""
+        input_Ne = self.embedding if self.bottleneck is None else self.bottleneck(self.embedding)
+        z_NN = activated(F.linear(input_Ne, self.weight, self.bias), self._gate_activation)
+        is_others = self._softmax == "others"
+        admitted_NN = self.rho_NN if is_others else self.rho_NN + self.share_N.diag()
+        is_open_NN = admitted_NN > 0
+        top_N1 = torch.where(is_open_NN, z_NN, -torch.inf).amax(dim=1, keepdim=True).detach().nan_to_num(neginf=0.0)
+        n_NN = admitted_NN * torch.where(is_open_NN, z_NN - top_N1, 0.0).exp()
+        sum_N1 = n_NN.sum(dim=1, keepdim=True)
+        a_NN = admitted_NN.amax(dim=1, keepdim=True) * n_NN / torch.where(sum_N1 > 0, sum_N1, 1.0)
+        a_NN = a_NN if is_others else a_NN * self.rho_NN
+        return a_NN[: self.num_scenarios, : self.num_scenarios]
+
+    def add_scenario(self, donor: int) -> None:
+        """Adds a scenario that sees what `donor` sees, and that nobody sees yet."""
+        index = self.num_scenarios
+        if index == len(self.bias):
+            self._reallocate()
+        with torch.no_grad():
+            for parameter in (self.embedding, self.weight, self.bias):
+                parameter[index] = parameter[donor]
+        self.share_N[index], self.donor_N[index] = 0.0, donor
+        self.num_scenarios += 1
+        self._set_rho()
+
+    def open_scenario(self, index: int, share: float) -> None:
+        """Admits a scenario to the rows of the others, and its donor to its own, by `share`, from 0 to 1.
+
+        Raises:
+            ValueError: the share is not one, or there is no such scenario.
+        """
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"share: {share} is not allowed; from 0 to 1")
+        if not 0 <= index < self.num_scenarios:
+            raise ValueError(f"index: {index} is not allowed; 0 to {self.num_scenarios - 1}")
+        self.share_N[index] = share
+        self._set_rho()
+
+    def _set_rho(self) -> None:
+        """Sets rho from shares and donors.
+
+        A column is its scenario's share. A scenario sees of those before it what its donor sees, and of the donor, who
+        does not see itself, its own share: then its first row is the donor's, and every entry follows one share.
+        """
+        rho_NN = torch.zeros_like(self.rho_NN)
+        for i, donor in enumerate(self.donor_N[: self.num_scenarios].tolist()):
+            rho_NN[i] = self.share_N
+            if donor >= 0:
+                rho_NN[i, :i] = rho_NN[donor, :i]
+                rho_NN[i, donor] = self.share_N[i]
+            rho_NN[i, i] = 0.0
+        self.rho_NN.copy_(rho_NN)
+
+    def _reallocate(self) -> None:
+        """Makes room for more scenarios; the parameters are new ones then."""
+        for name in ("embedding", "weight", "bias"):
+            old = getattr(self, name).detach()
+            setattr(self, name, nn.Parameter(torch.cat([old, old.new_zeros(self._step, *old.shape[1:])])))
+        self.share_N = F.pad(self.share_N, (0, self._step))
+        self.donor_N = F.pad(self.donor_N, (0, self._step), value=-1)
+        self.rho_NN = F.pad(self.rho_NN, (0, self._step, 0, self._step))
+
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Draws embedding and weights of the scenarios there are; the gate's bias is zero, and so is the free room."""
+        for name, fan_in in (("embedding", 1), ("weight", self.weight.shape[1])):
+            parameter = getattr(self, name)
+            parameter[self.num_scenarios :] = 0.0
+            draw_uniform(parameter[: self.num_scenarios], fan_in, generator_of(name))
+        self.bias.zero_()
+
+
+class Bottleneck(Drawn):
+    """The released code's way to the attention's logits: e -> 2 e -> e -> 1, a ReLU after each layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = (width, 2 * width, width, 1)
+        self.weights = nn.ParameterList(
+            torch.empty(out, fan_in) for fan_in, out in zip(widths, widths[1:], strict=False)
+        )
+        self.biases = nn.ParameterList(torch.empty(out) for out in widths[1:])
+
+    def forward(self, embedding_Ne: Tensor) -> Tensor:
+        """Returns the one unit, [N, 1]."""
+        hidden = embedding_Ne
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            hidden = F.relu(F.linear(hidden, weight, bias))
+        return hidden
+
+    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
+        """Draws layers as `nn.Linear` does."""
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
+            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
