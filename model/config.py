@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.architectures import NETWORKS, Architecture
+from model.closeup import CloseupConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig
 from model.hinet_config import HiNetConfig
@@ -11,6 +12,7 @@ from model.losses import LossConfig
 from model.network import Network, NetworkShape
 from model.optim import OptimConfig
 from model.precision import Precision
+from model.sequence_blocks import SequenceBlocks, SequenceBlocksConfig
 
 Preset = Literal["small", "published", "custom"]
 
@@ -26,6 +28,11 @@ class ModelConfig:
     architecture says. That section is given with `custom` only, and then always."""
     hinet: HiNetConfig | None = None
     """HiNet's widths and switches."""
+    closeup: CloseupConfig | None = None
+    """The closeup ranker's widths and switches."""
+    sequence: SequenceBlocksConfig | None = None
+    """The user's last actions, read one by one, as further blocks of the network's input; absent: only pooled. Not with
+    `architecture: closeup`, which reads them itself."""
     precision: Precision = "float32"
     """Type of the operands of the network's matrix products, in training and serving; `bfloat16` is about 1.5 times as
     fast where the CPU has such products, and a little coarser. Everything else stays float32."""
@@ -45,6 +52,8 @@ class ModelConfig:
         for task, prior in self.priors.items():
             if not 0 < prior < 1:
                 raise ValueError(f"priors.{task}: {prior} is not allowed; between 0 and 1")
+        if self.sequence is not None and self.architecture == "closeup":
+            raise ValueError("sequence: given with architecture: closeup is not allowed; closeup.sequence")
         if self.preset == "published" and not hasattr(NETWORKS[self.architecture].config, "published"):
             raise ValueError(f"preset: published is not allowed with architecture: {self.architecture}; small, custom")
         for name in NETWORKS:
@@ -70,4 +79,8 @@ class ModelConfig:
         Raises:
             ValueError: the network does not fit the shape (a task or field that it names is not there).
         """
-        return NETWORKS[self.architecture].build(self.network, shape, seed=seed)
+
+        def build(shape: NetworkShape) -> Network:
+            return NETWORKS[self.architecture].build(self.network, shape, seed=seed)
+
+        return build(shape) if self.sequence is None else SequenceBlocks(self.sequence, shape, build, seed=seed)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.gate_usage import GateUsage
 from model.inputs import RowInputs
+from model.sequence_inputs import SequenceInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,8 @@ class NetworkInputs:
     x: RowInputs
     row_offsets: Sequence[int]
     """M + 1 places: rows come sorted by scenario, those of scenario i are `row_offsets[i]` to `row_offsets[i + 1]`."""
+    sequence: SequenceInputs | None = None
+    """The users' histories; given to networks that say `uses_sequence`."""
     noise: torch.Generator | None = None
     """None: evaluation. Given: a training forward, and dropout masks or gate noise are drawn from it."""
 
@@ -69,6 +72,12 @@ class Network(nn.Module):
 
     scores_as_it_learns = True
     """Whether a training forward gives the logits of an evaluation forward: no dropout, no statistics of the batch."""
+
+    uses_sequence = False
+    """Whether it reads `NetworkInputs.sequence`."""
+
+    learns_foreign_heads = False
+    """Whether a row also trains the other scenarios' heads, with label 0 (an ablation: HiNet's `loss_rows: all`)."""
 
     learns_foreign_heads = False
     """Whether a row also trains the other scenarios' heads, with label 0 (an ablation: HiNet's `loss_rows: all`)."""
@@ -90,6 +99,10 @@ class Network(nn.Module):
 
     def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
         """Returns the logits, [B, T], from what `representation` returned."""
+        raise NotImplementedError
+
+    def all_head_logits(self, c_BC: Tensor) -> Tensor:
+        """Returns every scenario's logits from the rows' own C, [B, M, T]; for networks that learn foreign heads."""
         raise NotImplementedError
 
     def all_head_logits(self, c_BC: Tensor) -> Tensor:
@@ -120,6 +133,19 @@ class Network(nn.Module):
             modules.append(copy.deepcopy(modules[donor]))
         self.num_scenarios += 1
         return self.num_scenarios - 1
+
+    def row_parameters(self) -> list[str]:
+        """Returns the names of the parameters with one row (dimension 0) per scenario.
+
+        There may be more rows than scenarios. `add_scenario` copies the donor's row into the new one's.
+        """
+        return []
+
+    def open_scenario(self, index: int, share: float) -> None:
+        """Lets the rows of other scenarios see a scenario added later by `share`, from 0 to 1.
+
+        Nothing to do in a network whose rows see nothing of other scenarios.
+        """
 
     def row_parameters(self) -> list[str]:
         """Returns the names of the parameters with one row (dimension 0) per scenario.
