@@ -15,6 +15,8 @@ from model.assembly import InputLayout
 from model.config import ModelConfig
 from model.delayed_labels import DelayedLabels, PolicyWeights, policy_weights
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
+from model.foreign_heads import foreign_heads_loss
+from model.gate_usage import GateUsage
 from model.label_policy import Estimate
 from model.labels import LabelBatch
 from model.losses import hold_back_positives, multi_scenario_loss
@@ -59,6 +61,12 @@ class Learner:
         inputs, order_B = self._inputs(batch)
         with torch.no_grad(), products_in(self.config.precision):
             return _unsorted(self.trained.net(inputs), order_B)
+
+    def gate_usage(self, batch: EncodedBatch) -> list[GateUsage]:
+        """Returns what the gates of the network give to their experts on these rows; empty where it has none."""
+        inputs, _ = self._inputs(batch)
+        with torch.no_grad():
+            return self.trained.net.gate_usage(inputs)
 
     def learn(self, batch: EncodedBatch, labels: LabelBatch) -> StepReport:
         """Learns from a batch, B at least 1: one step of the network, then of the auxiliary heads where there are any.
@@ -127,6 +135,17 @@ class Learner:
             torch.from_numpy(lambda_BT),
             max_weight=self.config.loss.max_example_weight,
         )
+        if model.net.learns_foreign_heads:
+            with products_in(self.config.precision):
+                all_BMT = model.net.all_head_logits(c_BC).float()
+            loss_T = loss_T + foreign_heads_loss(
+                all_BMT,
+                torch.from_numpy(scenario_B),
+                torch.from_numpy(trained_BT),
+                torch.from_numpy(weight_BT),
+                torch.from_numpy(lambda_BT),
+                max_weight=self.config.loss.max_example_weight,
+            )
         # What weighs nothing has nothing to say; NaN counts, so that the finite check sees it.
         is_present_T = (trained_BT & (weight_BT != 0)).any(axis=0)
         loss = model.weighting.combine(loss_T, is_present_T, c_BC, model.num_steps)
