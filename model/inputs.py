@@ -40,10 +40,10 @@ class RowInputs:
     def split(self, row_offsets: Sequence[int]) -> list["RowInputs"]:
         """Returns the rows from each of `row_offsets` to the next one, whose first is 0 and last B."""
         num_rows = [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)]
-        items = self._item_BD.split(num_rows)
+        items = torch.split(self._item_BD, num_rows)
         if self._request_RD is None or self._request_index_B is None:
             return [RowInputs(item_BD) for item_BD in items]
-        indices = self._request_index_B.split(num_rows)
+        indices = torch.split(self._request_index_B, num_rows)
         return [RowInputs(item_BD, self._request_RD, index_B) for item_BD, index_B in zip(items, indices, strict=True)]
 
     def with_columns(self, columns_BN: Tensor) -> "RowInputs":
