@@ -64,6 +64,12 @@ class AuxiliaryHeads:
         self._policy_after_ms_T[ready] = self._newest_ms_T[ready]
         return [self._tasks[task] for task in ready]
 
+    def add_scenario(self, donor: int) -> None:
+        """Makes room for one more scenario, which starts as `donor`."""
+        self._num_scenarios += 1
+        for heads in self._heads.values():
+            heads.add_scenario(donor)
+
     def state(self) -> dict[str, Tensor]:
         """Returns everything for a bit-exact resume, by task name."""
         tensors: dict[str, Tensor] = {}

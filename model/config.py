@@ -7,6 +7,7 @@ from model.architectures import NETWORKS, Architecture
 from model.closeup import CloseupConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig
+from model.growth import GrowthConfig
 from model.hinet_config import HiNetConfig
 from model.losses import LossConfig
 from model.network import Network, NetworkShape
@@ -44,6 +45,8 @@ class ModelConfig:
     """Weights in the loss."""
     optim: OptimConfig = OptimConfig()
     """Learning rates and clipping."""
+    growth: GrowthConfig = GrowthConfig()
+    """Scenarios that are not listed."""
     priors: dict[str, float] = field(default_factory=dict)
     """Share of positives that each task is expected to have, between 0 and 1: where its logits start. A task not named
     starts near one half, and a rare one then spends its first examples on finding out how rare it is."""

@@ -38,7 +38,7 @@ class Learner:
     def __init__(self, schema: SchemaConfig, config: ModelConfig, seed: int) -> None:
         self.encoder = FeatureEncoder(schema, config.encoding)
         self.config = config
-        self._num_scenarios, self._num_tasks = len(schema.scenarios), len(schema.tasks)
+        self._num_tasks = len(schema.tasks)
         unknown = sorted(set(config.priors) - set(schema.tasks))
         if unknown:
             raise ValueError(f"priors: {unknown} are not tasks; {', '.join(schema.tasks)}")
@@ -58,13 +58,17 @@ class Learner:
 
     def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
         """Returns the logits, [B, T], and changes nothing."""
-        inputs, order_B = self._inputs(batch)
+        inputs, order_B = self._inputs(self.resolved(batch))
         with torch.no_grad(), products_in(self.config.precision):
             return _unsorted(self.trained.net(inputs), order_B)
 
+    def resolved(self, batch: EncodedBatch) -> EncodedBatch:
+        """Returns the batch with each row's scenario as the model has it now."""
+        return batch.resolved(self.trained.registry.index)
+
     def gate_usage(self, batch: EncodedBatch) -> list[GateUsage]:
         """Returns what the gates of the network give to their experts on these rows; empty where it has none."""
-        inputs, _ = self._inputs(batch)
+        inputs, _ = self._inputs(self.resolved(batch))
         with torch.no_grad():
             return self.trained.net.gate_usage(inputs)
 
@@ -73,7 +77,7 @@ class Learner:
 
         Rows with neither a trained label nor a first emission do not reach the network.
         """
-        delayed = labels.delayed
+        batch, delayed = self.resolved(batch), labels.delayed
         if delayed is None:
             return self._step(batch, labels)
         cold_BT = self.trained.heads.cold_BT(delayed)
@@ -98,7 +102,7 @@ class Learner:
     ) -> StepReport:
         """Makes one step of the network. The numbers are the order of a step."""
         model = self.trained
-        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
+        batch, order_B, row_offsets = batch.by_scenario(model.net.num_scenarios)
         scenario_B, label_BT, mask_BT = batch.scenario_B, labels.label_BT[order_B], labels.mask_BT[order_B]
         trained_BT, has_negative_MT = hold_back_positives(model.has_negative_MT, scenario_B, label_BT, mask_BT)
         # 1 look up
@@ -178,8 +182,9 @@ class Learner:
             model.net.after_step()
             model.weighting.after_step()
             model.table.apply(lookup, grad_UW, optim, watermark_ms=labels.watermark_ms)
-            # 9 shares, first negatives (rows, their clock and admissions were written with the rows)
+            # 9 shares, openings, first negatives (rows, their clock and admissions were written with the rows)
             model.shares.update(scenario_B, trained_BT)
+            model.open_scenarios(scenario_B)
             model.has_negative_MT = has_negative_MT
             model.num_steps += 1
         return StepReport(
@@ -244,7 +249,7 @@ class Learner:
 
     def _inputs(self, batch: EncodedBatch) -> tuple[NetworkInputs, npt.NDArray[np.int64]]:
         """Returns what the network sees of the rows, sorted by scenario, to look at only, and their former places."""
-        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
+        batch, order_B, row_offsets = batch.by_scenario(self.trained.net.num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self.trained.table.ids)
         with torch.no_grad():
             weight, uses_sequence = self.trained.table.weight, self.trained.net.uses_sequence
@@ -259,7 +264,7 @@ class Learner:
         if loss.scenario_weight == "inverse_size":
             lambda_MT = self.trained.shares.scenario_weights(loss.max_scenario_weight)
         else:
-            lambda_MT = np.ones((self._num_scenarios, self._num_tasks))
+            lambda_MT = np.ones((self.trained.net.num_scenarios, self._num_tasks))
         cell_MT: npt.NDArray[np.float32] = lambda_MT.astype(np.float32)
         return cell_MT
 

@@ -94,6 +94,11 @@ class ScenarioShares:
         self.share_MT += eta * (count_MT / num_rows - self.share_MT)
         self.num_rows += num_rows
 
+    def add_scenario(self, max_weight: float) -> None:
+        """Makes room for one more scenario, at the smallest share that its weight tells apart."""
+        num_scenarios, num_tasks = len(self.share_MT) + 1, self.share_MT.shape[1]
+        self.share_MT = np.vstack([self.share_MT, np.full((1, num_tasks), 1.0 / (num_scenarios * max_weight))])
+
     def scenario_weights(self, max_weight: float) -> npt.NDArray[np.float64]:
         """Returns lambda_MT = min(max_weight, 1 / (M q_MT))."""
         weights_MT: npt.NDArray[np.float64] = 1.0 / np.maximum(self.share_MT * len(self.share_MT), 1.0 / max_weight)

@@ -14,10 +14,12 @@ from torch import Tensor
 from model.assembly import InputLayout
 from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
+from model.growth import grow
 from model.id_table import NO_ROW, IdTable
 from model.label_policy import served_probability
 from model.network import Network
 from model.precision import Precision, products_in
+from model.scenario_registry import ScenarioRegistry
 from model.shapes import check_same_shapes
 from stream.schema import PolicyName, SchemaConfig
 
@@ -33,7 +35,7 @@ class ServingModel:
         ids: IdTable,
         weight: Tensor,
         policies: tuple[PolicyName, ...],
-        num_scenarios: int,
+        registry: ScenarioRegistry,
         precision: Precision,
     ) -> None:
         self.encoder = encoder
@@ -42,12 +44,18 @@ class ServingModel:
         self._ids = ids
         self._weight = weight
         self._policies = policies
-        self._num_scenarios = num_scenarios
+        self._registry = registry
         self._precision = precision
 
     @classmethod
-    def from_full(cls, schema: SchemaConfig, config: ModelConfig, tensors: Mapping[str, Tensor]) -> "ServingModel":
-        """Returns the model of a full export (`Learner.serving_full`).
+    def from_full(
+        cls,
+        schema: SchemaConfig,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        registry: ScenarioRegistry | None = None,
+    ) -> "ServingModel":
+        """Returns the model of a full export (`TrainedModel.serving_full`); without `registry` none was added to it.
 
         Raises:
             ValueError: names or shapes are not those of this schema and configuration.
@@ -57,6 +65,8 @@ class ServingModel:
             encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
         )
         net = config.build_network(layout.network_shape(schema), seed=None)
+        registry = registry or ScenarioRegistry.of(schema)
+        grow(net, registry)
         empty = cls(
             encoder,
             layout,
@@ -64,10 +74,14 @@ class ServingModel:
             IdTable(num_reserved=layout.num_reserved),
             torch.zeros(layout.num_reserved, config.embedding.width),
             tuple(task.policy for task in schema.tasks.values()),
-            len(schema.scenarios),
+            registry,
             config.precision,
         )
         return empty.apply_delta(tensors)
+
+    def scored_as(self, scenario: str) -> str:
+        """Returns the scenario whose part of the model scores the rows of a scenario: its own, or the default one."""
+        return self._registry.scored_as(scenario)
 
     @property
     def num_rows(self) -> int:
@@ -96,7 +110,7 @@ class ServingModel:
         net.load_state_dict(dense)
         ids, weight = self._changed_rows(rows)
         return ServingModel(
-            self.encoder, self._layout, net, ids, weight, self._policies, self._num_scenarios, self._precision
+            self.encoder, self._layout, net, ids, weight, self._policies, self._registry, self._precision
         )
 
     def _changed_rows(self, rows: Mapping[str, Tensor]) -> tuple[IdTable, Tensor]:
@@ -136,7 +150,7 @@ class ServingModel:
 
         A task whose label policy settles elsewhere than at P(y=1) (`fnc`) is mapped back to it.
         """
-        batch, order_B, row_offsets = batch.by_scenario(self._num_scenarios)
+        batch, order_B, row_offsets = batch.resolved(self._registry.index).by_scenario(self._net.num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
         with torch.inference_mode(), products_in(self._precision):
             inputs = self._layout.network_inputs(

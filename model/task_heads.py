@@ -46,7 +46,7 @@ class AuxiliaryTower(Drawn):
 
     def __init__(self, width: int, num_scenarios: int) -> None:
         super().__init__()
-        self._num_scenarios = num_scenarios
+        self.num_scenarios = num_scenarios
         self.hidden_weight = nn.Parameter(torch.empty(HIDDEN, width + num_scenarios))
         self.hidden_bias = nn.Parameter(torch.empty(HIDDEN))
         self.out_weight = nn.Parameter(torch.zeros(4, HIDDEN))
@@ -54,15 +54,25 @@ class AuxiliaryTower(Drawn):
 
     def forward(self, c_BC: Tensor, scenario_B: Tensor) -> Tensor:
         """Returns the additions, [B, 4]."""
-        scenario_BM = F.one_hot(scenario_B, self._num_scenarios).to(c_BC.dtype)
+        scenario_BM = F.one_hot(scenario_B, self.num_scenarios).to(c_BC.dtype)
         hidden_BH = F.relu(F.linear(torch.cat([c_BC, scenario_BM], dim=1), self.hidden_weight, self.hidden_bias))
         return F.linear(hidden_BH, self.out_weight, self.out_bias)
+
+    def add_scenario(self, donor: int) -> None:
+        """Gives one more scenario the weights of `donor`; `hidden_weight` is a new parameter then."""
+        self.hidden_weight = nn.Parameter(_with_scenario(self.hidden_weight.detach(), self.num_scenarios, donor))
+        self.num_scenarios += 1
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws the hidden layer; the output layer stays zero."""
         fan_in = self.hidden_weight.shape[1]
         draw_uniform(self.hidden_weight, fan_in, generator_of("hidden_weight"))
         draw_uniform(self.hidden_bias, fan_in, generator_of("hidden_bias"))
+
+
+def _with_scenario(weight_HN: Tensor, num_scenarios: int, donor: int) -> Tensor:
+    """Returns hidden weights with the column of `donor`, one of the last `num_scenarios`, once more at the end."""
+    return torch.cat([weight_HN, weight_HN[:, donor - num_scenarios, None]], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,18 @@ class TaskHeads:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.tower.parameters()), share)
         return True
+
+    def add_scenario(self, donor: int) -> None:
+        """Makes room for one more scenario, which starts as `donor`, moments of the optimiser included."""
+        num_scenarios, moments = self.tower.num_scenarios, self.adam.state.pop(self.tower.hidden_weight, None)
+        self.tower.add_scenario(donor)
+        self.average.add_scenario(donor)
+        self.average.requires_grad_(False)
+        self.adam.param_groups[0]["params"] = list(self.tower.parameters())
+        if moments is not None:
+            first = F.pad(moments["exp_avg"], (0, 1))
+            second = _with_scenario(moments["exp_avg_sq"], num_scenarios, donor)
+            self.adam.state[self.tower.hidden_weight] = moments | {"exp_avg": first, "exp_avg_sq": second}
 
     def state(self) -> dict[str, Tensor]:
         """Returns all but the two counts `num_steps` and `num_positives`, as copies."""

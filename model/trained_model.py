@@ -14,8 +14,11 @@ from model.assembly import InputLayout
 from model.auxiliary import AuxiliaryHeads
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
+from model.growth import ScenarioGrowth, grow, take_moments
 from model.loss_weighting import loss_weighting
 from model.losses import ScenarioShares
+from model.metrics import Int64Array
+from model.scenario_registry import ScenarioRegistry
 from model.seeding import named_generator
 from model.shapes import check_same_shapes
 from stream.schema import SchemaConfig
@@ -28,6 +31,7 @@ class TrainedModel:
 
     def __init__(self, schema: SchemaConfig, layout: InputLayout, config: ModelConfig, seed: int) -> None:
         num_scenarios, num_tasks = len(schema.scenarios), len(schema.tasks)
+        self.growth = ScenarioGrowth(schema, config.growth)
         self.table = EmbeddingTable(layout, config.embedding, seed)
         self.net = config.build_network(layout.network_shape(schema), seed=seed)
         for index, task in enumerate(schema.tasks):
@@ -50,8 +54,30 @@ class TrainedModel:
         self.num_steps = 0
         """Steps made, skipped ones not counted."""
         self._seed = seed
+        self._max_scenario_weight = config.loss.max_scenario_weight
         self._exported_clock = 0
         self._promoted_clock = 0
+
+    @property
+    def registry(self) -> ScenarioRegistry:
+        """The scenarios it has, by index."""
+        return self.growth.registry
+
+    def add_scenario(self, name: str) -> None:
+        """Adds a scenario that is a copy of the default one; no score of any row changes by it."""
+        donor, before = self.registry.index(self.registry.default), self.parameters
+        self.net.add_scenario(donor)
+        self.parameters = dict(self.net.named_parameters())
+        take_moments(self.adam, self.net, before, donor)
+        self.heads.add_scenario(donor)
+        self.shares.add_scenario(self._max_scenario_weight)
+        self.has_negative_MT = np.vstack([self.has_negative_MT, self.has_negative_MT[donor]])
+        self.growth.add(name)
+
+    def open_scenarios(self, scenario_B: Int64Array) -> None:
+        """Takes note of learned rows: added scenarios open to the others as theirs become more."""
+        for index, share in self.growth.opened(scenario_B):
+            self.net.open_scenario(index, share)
 
     def step_noise(self) -> torch.Generator:
         """Returns what the next step draws its dropout masks from: the same after a resume."""
@@ -78,16 +104,18 @@ class TrainedModel:
             "loss_rows": self.shares.num_rows,
             "exported_clock": self._exported_clock,
             "promoted_clock": self._promoted_clock,
+            "growth": self.growth.state(),
         }
 
     def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Becomes the model whose `state` and `state_meta` are given.
 
         Raises:
-            ValueError: another format, or names or shapes that are not this model's; nothing is changed then.
+            ValueError: another format, or names or shapes that are not this model's; nothing is learned then.
         """
         if meta.get("format") != STATE_FORMAT:
             raise ValueError(f"format: {meta.get('format')!r} is not allowed; {STATE_FORMAT}")
+        self._grow_to(meta["growth"])
         dense = _under("dense.", tensors)
         check_same_shapes(dense, self.net.state_dict())
         rows = _under("rows.", tensors)
@@ -96,6 +124,8 @@ class TrainedModel:
             {"row": self.table.weight[:1], "counters": self.table.state()["admission.counts"]},
         )
         self.net.load_state_dict(dense)
+        for index, share in self.growth.shares():  # what it says now: the configuration may have changed
+            self.net.open_scenario(index, share)
         self.adam.state.clear()
         for name, parameter in self.parameters.items():
             moments = {m: tensors.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
@@ -110,6 +140,15 @@ class TrainedModel:
         self.num_steps = int(meta["num_steps"])
         self._exported_clock = int(meta["exported_clock"])
         self._promoted_clock = int(meta["promoted_clock"])
+
+    def _grow_to(self, state: Mapping[str, Any]) -> None:
+        """Gives a new model the scenarios that were added to the one whose growth is given."""
+        self.growth.load_state(state)
+        for name in self.registry.names[self.net.num_scenarios :]:
+            self.heads.add_scenario(self.registry.index(self.registry.parents[name]))
+        grow(self.net, self.registry)
+        self.parameters = dict(self.net.named_parameters())
+        self.adam.param_groups[0]["params"] = list(self.parameters.values())
 
     def serving_full(self) -> dict[str, Tensor]:
         """Returns what serving needs, complete; no optimiser state."""
