@@ -4,16 +4,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.architectures import NETWORKS, Architecture
+from model.attention_mmoe import AttentionMMoEConfig
 from model.closeup import CloseupConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig
 from model.growth import GrowthConfig
 from model.hinet_config import HiNetConfig
+from model.hmoe import HMoEConfig
 from model.losses import LossConfig
+from model.mmoe import MMoEConfig
 from model.network import Network, NetworkShape
 from model.optim import OptimConfig
+from model.ple import PLEConfig
 from model.precision import Precision
 from model.sequence_blocks import SequenceBlocks, SequenceBlocksConfig
+from model.shared_bottom import SharedBottomConfig
 
 Preset = Literal["small", "published", "custom"]
 
@@ -29,6 +34,16 @@ class ModelConfig:
     architecture says. That section is given with `custom` only, and then always."""
     hinet: HiNetConfig | None = None
     """HiNet's widths and switches."""
+    shared_bottom: SharedBottomConfig | None = None
+    """Shared-Bottom's widths."""
+    mmoe: MMoEConfig | None = None
+    """MMoE's widths and switch to OMoE."""
+    attention_mmoe: AttentionMMoEConfig | None = None
+    """The attention-based MMoE's widths."""
+    ple: PLEConfig | None = None
+    """PLE's levels and widths."""
+    hmoe: HMoEConfig | None = None
+    """HMoE's widths."""
     closeup: CloseupConfig | None = None
     """The closeup ranker's widths and switches."""
     sequence: SequenceBlocksConfig | None = None
