@@ -79,9 +79,6 @@ class Network(nn.Module):
     learns_foreign_heads = False
     """Whether a row also trains the other scenarios' heads, with label 0 (an ablation: HiNet's `loss_rows: all`)."""
 
-    learns_foreign_heads = False
-    """Whether a row also trains the other scenarios' heads, with label 0 (an ablation: HiNet's `loss_rows: all`)."""
-
     def __init__(self, shape: NetworkShape, *, representation_width: int) -> None:
         super().__init__()
         self.shape = shape
@@ -99,10 +96,6 @@ class Network(nn.Module):
 
     def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
         """Returns the logits, [B, T], from what `representation` returned."""
-        raise NotImplementedError
-
-    def all_head_logits(self, c_BC: Tensor) -> Tensor:
-        """Returns every scenario's logits from the rows' own C, [B, M, T]; for networks that learn foreign heads."""
         raise NotImplementedError
 
     def all_head_logits(self, c_BC: Tensor) -> Tensor:
@@ -133,19 +126,6 @@ class Network(nn.Module):
             modules.append(copy.deepcopy(modules[donor]))
         self.num_scenarios += 1
         return self.num_scenarios - 1
-
-    def row_parameters(self) -> list[str]:
-        """Returns the names of the parameters with one row (dimension 0) per scenario.
-
-        There may be more rows than scenarios. `add_scenario` copies the donor's row into the new one's.
-        """
-        return []
-
-    def open_scenario(self, index: int, share: float) -> None:
-        """Lets the rows of other scenarios see a scenario added later by `share`, from 0 to 1.
-
-        Nothing to do in a network whose rows see nothing of other scenarios.
-        """
 
     def row_parameters(self) -> list[str]:
         """Returns the names of the parameters with one row (dimension 0) per scenario.
