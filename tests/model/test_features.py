@@ -6,9 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+from model.assembly import InputLayout
 from model.features import EncodedBatch, EncodingConfig, FeatureEncoder, RowColumns, SequenceColumns
 from model.hashing import MISSING_KEY, REMOVED_KEY, ValueKeys, value_key
+from model.sequence_inputs import UNKNOWN_AGE_MS
 from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig, TaskConfig
 from tests.model.worlds import SCHEMA, columns
 
@@ -163,3 +166,82 @@ def test_a_field_list_on_the_item_side_only() -> None:
     batch = FeatureEncoder(schema, config).encode_columns(one_row(item={"tags": [["a", "a"]]}))
     assert batch.request_keys_FR.shape == (0, 1) and batch.item_keys_FB.shape == (0, 1)
     assert batch.item_lists[0].keys_N.tolist() == [value_key("item.tags", "a")] * 2
+
+
+def history_columns() -> RowColumns:
+    """Three requests: two actions, none, and four of which one is as young as the request and one younger."""
+    sequence = SequenceColumns(
+        item_id=[["i1", "i2"], [], ["i3", "i1", "i4", "i5"]],
+        action=[["click", "order"], [], ["hide", "click", "click", "order"]],
+        age_ms=[[5, 900], [], [-3, 0, 7, 8]],
+    )
+    return RowColumns(
+        scenario=["home"] * 3,
+        user_id=["u1", "u2", "u3"],
+        item_id=["i1", "i9", "i2", "i3"],
+        request_index_B=np.array([0, 2, 2, 0]),
+        sequence=sequence,
+    )
+
+
+def test_ages_stand_beside_the_history_they_belong_to() -> None:
+    batch = encoder(history_length=3).encode_columns(history_columns())
+    ages, items = batch.history_age_ms, batch.request_lists[1]
+    assert ages is not None and np.array_equal(ages.offsets, items.offsets)
+    assert ages.keys_N.tolist() == [5, 900, 0, -3, 0, 7]
+    taken = batch.take(np.array([1]))
+    assert taken.history_age_ms is not None and taken.history_age_ms.keys_N.tolist() == [-3, 0, 7]
+    joined = EncodedBatch.concat([batch, taken])
+    assert joined.history_age_ms is not None and joined.history_age_ms.keys_N.tolist() == [
+        5,
+        900,
+        0,
+        -3,
+        0,
+        7,
+        -3,
+        0,
+        7,
+    ]
+    unknown = encoder().encode_columns(one_row(sequence=SequenceColumns(item_id=[["i1"]], action=[["click"]])))
+    assert unknown.history_age_ms is not None and unknown.history_age_ms.keys_N.tolist() == [UNKNOWN_AGE_MS]
+    assert encoder(history_length=0).encode_columns(history_columns()).history_age_ms is None
+
+
+@pytest.mark.parametrize(
+    ("action", "age_ms", "message"),
+    [
+        ([["click"]], [[1, 2]], "sequence.action: lists of another length than sequence.item_id"),
+        ([["click", "hide"]], [[1]], "sequence.age_ms: lists of another length than sequence.item_id"),
+    ],
+)
+def test_a_history_of_unequal_lists_is_refused(action: list[list[str]], age_ms: list[list[int]], message: str) -> None:
+    sequence = SequenceColumns(item_id=[["i1", "i2"]], action=action, age_ms=age_ms)
+    with pytest.raises(ValueError, match=message):
+        encoder().encode_columns(one_row(sequence=sequence))
+
+
+@pytest.mark.parametrize("has_user", [True, False])
+def test_a_sequence_holds_each_actions_embedding_once_per_request(has_user: bool) -> None:
+    one = encoder(user_id=has_user)
+    batch = one.encode_columns(history_columns())
+    layout = InputLayout(one.fields, width=2, interaction=True)
+    keys = layout.flat_keys(batch)
+    distinct, index_N = np.unique(keys, return_inverse=True)
+    source_UW = torch.randn(len(distinct), 2, generator=torch.Generator().manual_seed(0))
+    sequence = layout.sequence(source_UW, torch.from_numpy(index_N), batch)
+
+    def row(field: str, value: str) -> list[float]:
+        found: list[float] = source_UW[int(np.searchsorted(distinct, value_key(field, value)))].tolist()
+        return found
+
+    assert sequence.is_real_RL.tolist() == [[True, True, False, False], [False] * 4, [False, False, True, True]]
+    expected = {(0, 0): ("i1", "click"), (0, 1): ("i2", "order"), (2, 2): ("i4", "click"), (2, 3): ("i5", "order")}
+    for (r, place), (item, action) in expected.items():
+        assert sequence.item_RLW[r, place].tolist() == row("item_id", item)
+        assert sequence.action_RLW[r, place].tolist() == row("history_action", action)
+    assert sequence.age_ms_RL[2, 2:].tolist() == [7, 8]
+    assert sequence.candidate_BW.tolist() == [row("item_id", item) for item in ("i1", "i9", "i2", "i3")]
+    assert sequence.request_index_B.tolist() == [0, 2, 2, 0]
+    users = [row("user_id", user) for user in ("u1", "u2", "u3")] if has_user else [[0.0, 0.0]] * 3
+    assert sequence.user_RW.tolist() == users
