@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.network import Network
 from tests.model.networks import inputs, run
@@ -38,6 +38,7 @@ def assert_equals_reference(
     """Checks logits (1e-10; 1e-5 in float32) and the gradients of input and all parameters (1e-8)."""
     ours_x, reference_x = x_BD.clone().requires_grad_(), x_BD.clone().requires_grad_()
     net.zero_grad()
+    single_BT = forward(copy.deepcopy(net).float(), x_BD.float())
     ours_BT = forward(net, ours_x)
     weight_BT = torch.linspace(-1, 1, ours_BT.numel(), dtype=torch.float64).view_as(ours_BT)
     (ours_BT * weight_BT).sum().backward()
@@ -47,7 +48,6 @@ def assert_equals_reference(
     (expected_BT * weight_BT).sum().backward()
 
     assert torch.allclose(ours_BT, expected_BT, rtol=0, atol=1e-10)
-    single_BT = forward(copy.deepcopy(net).float(), x_BD.float())
     assert torch.allclose(single_BT.double(), expected_BT, rtol=0, atol=1e-5)
     assert ours_x.grad is not None and reference_x.grad is not None
     assert torch.allclose(ours_x.grad, reference_x.grad, rtol=0, atol=1e-8)
@@ -57,7 +57,7 @@ def assert_equals_reference(
         assert torch.allclose(zeros if ours is None else ours, zeros if expected is None else expected, atol=1e-8), name
 
 
-def assert_gradcheck(net: Network, x_BD: Tensor, forward: Callable[[Callable[..., Tensor], Tensor], Tensor]) -> None:
+def assert_gradcheck(net: nn.Module, x_BD: Tensor, forward: Callable[[Callable[..., Tensor], Tensor], Tensor]) -> None:
     """Checks the gradients of input and parameters against finite differences."""
     names = [name for name, _ in net.named_parameters()]
 
