@@ -1,6 +1,8 @@
 """HiNet against a row-at-a-time float64 reference, and the properties that follow from its equations."""
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,20 @@ CONFIGS = {
     "detached attention": HiNetConfig(**TINY, san="detach", tower=(3,)),
     "fixed scenarios": HiNetConfig(**TINY, growable=False, tower=(3,)),
 }
+SWITCHES = {
+    "no hierarchy": HiNetConfig(**TINY, hierarchy=False, san="none", tower=(3,)),
+    "softmax over all": HiNetConfig(**TINY, san_softmax="all_then_zero", tower=(3,)),
+    "bottleneck": HiNetConfig(**TINY, san_gate="relu_bottleneck", tower=(3,)),
+    "relu gates": HiNetConfig(**TINY, gate_activation="relu", tower=(3,)),
+    "sum of experts": HiNetConfig(**TINY, cgc_gate="sum", tower=(3,)),
+    "global task layer": HiNetConfig(**TINY, task_layer="global", num_shared_task_experts=2, tower=(3,)),
+    "asg": HiNetConfig(**TINY, concat_order="asg", tower=(3,)),
+    "asg without attention": HiNetConfig(**TINY, san="none", concat_order="asg", tower=(3,)),
+    "affine": HiNetConfig(**TINY, input_affine=True, tower=(3,)),
+    "released": replace(HiNetConfig.released(), **TINY, tower=(3,)),
+}
+CASES = [(name, m) for name in CONFIGS for m in (1, 2, 3, 4)] + [(name, m) for name in SWITCHES for m in (1, 3)]
+CONFIGS |= SWITCHES
 WIDTH = 6
 
 
@@ -45,7 +61,7 @@ def tiny(config: HiNetConfig, num_scenarios: int, num_tasks: int = 2, seed: int 
     net = HiNet(config, shape(num_scenarios, num_tasks, width=WIDTH), seed=seed).double()
     with torch.no_grad():  # biases that are zero at the start would hide a missing one
         for name, parameter in net.named_parameters():
-            if "bias" in name:
+            if "bias" in name or "shift" in name:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).double()
     return net
 
@@ -59,14 +75,13 @@ def touched(net: HiNet, loss: Tensor) -> set[str]:
     net.zero_grad()
     loss.backward()
     return {
-        ".".join(name.split(".")[: 1 if name.split(".")[0] in ("shared", "attention") else 2])
+        ".".join(name.split(".")[: 2 if name.split(".")[0] in ("scenarios", "gates", "towers") else 1])
         for name, parameter in net.named_parameters()
         if parameter.grad is not None and parameter.grad.abs().sum() > 0
     }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("num_scenarios", [1, 2, 3, 4])
+@pytest.mark.parametrize(("name", "num_scenarios"), CASES)
 def test_logits_and_gradients_equal_the_reference(name: str, num_scenarios: int) -> None:
     config, scenario_B = CONFIGS[name], [int(s) for s in np.random.default_rng(3).integers(0, num_scenarios, 9)]
     net, x_BD, weight_BT = tiny(config, num_scenarios), rows(9).requires_grad_(), torch.linspace(-1, 1, 18).view(9, 2)
@@ -98,16 +113,21 @@ def test_a_shared_request_part_gives_what_whole_rows_give(num_requests: int) -> 
     assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
 
 
-def test_gradcheck_of_input_and_parameters() -> None:
+@pytest.mark.parametrize(
+    "switches", [{}, {"task_layer": "global", "san_softmax": "all_then_zero", "input_affine": True}]
+)
+def test_gradcheck_of_input_and_parameters(switches: dict[str, Any]) -> None:
     widths = {"expert_hidden": 2, "expert_width": 2, "scenario_embedding": 2, "task_hidden": 2, "task_width": 2}
-    net, x_BD = tiny(HiNetConfig(**widths, tower=(2,)), 3), rows(3).requires_grad_()
+    config = HiNetConfig(**widths, **switches, tower=(2,), san_capacity=3)
+    net, x_BD = tiny(config, 3), rows(3).requires_grad_()
     names = [name for name, _ in net.named_parameters()]
 
     def forward(x_BD: Tensor, *parameters: Tensor) -> Tensor:
         given = dict(zip(names, parameters, strict=True))
         return torch.func.functional_call(net, given, (inputs(x_BD, [0, 1, 1, 3]),))
 
-    assert torch.autograd.gradcheck(forward, (x_BD, *(p.detach().requires_grad_() for p in net.parameters())))
+    given = (x_BD, *(p.detach().requires_grad_() for p in net.parameters()))
+    assert torch.autograd.gradcheck(forward, given, fast_mode=True)
 
 
 def test_parameter_counts_of_the_published_size() -> None:
@@ -166,6 +186,13 @@ HEADS_OF_0 = {"gates.0", "towers.0"}
 @pytest.mark.parametrize(
     ("name", "reached"),
     [
+        ("no hierarchy", HEADS_OF_0),
+        ("asg without attention", {"shared", "scenarios.0"} | HEADS_OF_0),
+        (
+            "global task layer",
+            {"shared", "attention", "shared_task_experts", "scenarios.0", "scenarios.1", "scenarios.2"} | HEADS_OF_0,
+        ),
+        ("affine", {"affine", "shared", "attention", "scenarios.0", "scenarios.1", "scenarios.2"} | HEADS_OF_0),
         ("small", {"shared", "attention", "scenarios.0", "scenarios.1", "scenarios.2"} | HEADS_OF_0),
         ("detached attention", {"shared", "attention", "scenarios.0"} | HEADS_OF_0),
         ("no attention", {"shared", "scenarios.0"} | HEADS_OF_0),
