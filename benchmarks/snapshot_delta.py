@@ -124,7 +124,6 @@ def new_publisher(store: RedisSnapshotStore) -> Publisher:
         model="main",
         schema_hash=SCHEMA.schema_hash(),
         config_hash="",
-        scenarios=list(SCHEMA.scenarios),
         tasks=list(SCHEMA.tasks),
         model_config={"encoding": {"admission_ids": 1, "history_length": 0}},
         run_id="benchmark",

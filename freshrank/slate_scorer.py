@@ -6,6 +6,7 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.features import RowColumns, SequenceColumns
+from model.scenario_registry import ScenarioRegistry
 from model.serving import ServingModel
 from model.snapshot import Manifest, open_snapshot
 from model.store import SnapshotStore
@@ -50,7 +51,8 @@ class SlateScorer:
         payload = self._store.payload(manifest.version)
         tensors = open_snapshot(manifest, payload, schema_hash=self._schema.schema_hash())
         if manifest.kind == "full" or self._model is None:
-            self._model = ServingModel.from_full(self._schema, self._config, tensors)
+            registry = ScenarioRegistry.restored(self._schema, manifest.scenarios, manifest.scenario_parents)
+            self._model = ServingModel.from_full(self._schema, self._config, tensors, registry)
         else:
             self._model = self._model.apply_delta(tensors)
         self._version = manifest.version

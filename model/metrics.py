@@ -133,6 +133,11 @@ class Tally:
             whole.merge(part)
         return whole
 
+    def add_cells(self, num_cells: int) -> None:
+        """Makes room for more cells, after those there are."""
+        self.sums = np.pad(self.sums, ((0, 0), (0, num_cells)))
+        self.histograms = np.pad(self.histograms, ((0, num_cells), (0, 0), (0, 0)))
+
     def clear(self) -> None:
         """Back to nothing counted."""
         self.sums[:] = 0.0

@@ -87,6 +87,11 @@ class Series:
             self._ring[self._current].clear()
         self._ring[self._current].add(scored)
 
+    def add_cells(self, num_cells: int) -> None:
+        """Makes room for more cells, after those there are."""
+        for tally in self._named().values():
+            tally.add_cells(num_cells)
+
     def window(self) -> Tally:
         """Returns the sums over the sliding window."""
         return Tally.total(self._ring)
@@ -117,6 +122,12 @@ class Cohorts:
         self._closed_before = 0
         self._open: dict[int, Tally] = {}
         self.closed = Tally(num_cells)
+
+    def add_cells(self, num_cells: int) -> None:
+        """Makes room for more cells, after those there are."""
+        self._num_cells += num_cells
+        for tally in self._named().values():
+            tally.add_cells(num_cells)
 
     def add(self, scored: ScoredLabels, impression_ms: Int64Array) -> None:
         """Counts some labels in, each under its impression's time."""
@@ -161,6 +172,13 @@ class ProgressiveMetrics:
         self._skew = np.zeros(2)  # n, sum of |served - pre-step| as probabilities
         self._kept = KeptScores(config.kept_scores)
         self._watermark_ms = self._settle_ms = self._num_unscored = 0
+
+    def add_scenario(self, name: str) -> None:
+        """Makes room for one more scenario, whose index is the next one."""
+        for series in self._series.values():
+            series.add_cells(len(self._tasks))
+        self._cohorts.add_cells(len(self._tasks))
+        self._scenarios += (name,)  # last, for whoever reads a report meanwhile
 
     def update(
         self,
@@ -226,6 +244,11 @@ class ProgressiveMetrics:
         is_later_BT = settled_BT & (delayed.kind_BT != KIND_CODE["final"])
         first_logit_BT[is_later_BT] = self._kept.take(key_BT[is_later_BT])
         return first_logit_BT
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """The scenarios by index."""
+        return self._scenarios
 
     @property
     def num_unscored(self) -> int:

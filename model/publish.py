@@ -26,7 +26,6 @@ class Identity:
     model: str
     schema_hash: str
     config_hash: str
-    scenarios: list[str]
     tasks: list[str]
     model_config: dict[str, Any]
     run_id: str
@@ -91,8 +90,9 @@ class FeedbackSample:
 class Publisher:
     """Publishes a model's weights to one store. Runs on the trainer's thread: nothing is learned meanwhile.
 
-    The first snapshot of a trainer is a full one. A delta follows only on a live version of its own epoch: whatever was
-    lost in between (a store that forgot, a candidate that failed), rows stay marked until a version with them is live.
+    The first snapshot of a trainer is a full one, and so is the first after a scenario was added. A delta follows only
+    on a live version of its own epoch: whatever was lost in between (a store that forgot, a candidate that failed),
+    rows stay marked until a version with them is live.
     """
 
     def __init__(
@@ -150,7 +150,10 @@ class Publisher:
             gate.promoted(live, self._candidate_rows)
             self._went_live(live, self._candidate_rows)
         is_delta = (
-            live is not None and live.epoch == self.stats.epoch and self._deltas_since_full + 1 < self._full_every
+            live is not None
+            and live.epoch == self.stats.epoch
+            and live.scenarios == list(model.registry.names)
+            and self._deltas_since_full + 1 < self._full_every
         )
         tensors = model.serving_delta() if is_delta else model.serving_full()
         payload = encode_payload(tensors)
@@ -159,6 +162,8 @@ class Publisher:
         self._version += 1
         manifest = Manifest(
             **{name: getattr(self._identity, name) for name in Identity.__dataclass_fields__},
+            scenarios=list(model.registry.names),
+            scenario_parents=dict(model.registry.parents),
             version=self._version,
             base_version=live.version if live is not None and is_delta else 0,
             kind="delta" if is_delta else "full",

@@ -64,9 +64,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     """Of the trainer that published it."""
     scenarios: list[str]
+    """By index: the listed ones, then those that were added while the model learned."""
     tasks: list[str]
     model_config: dict[str, Any]
     """All a reader needs to build the network, as plain JSON."""
+    scenario_parents: dict[str, str] = {}
+    """Scenario that was added -> the one it started as."""
     meta: dict[str, Any] = {}
     """What the network wants to know beside its tensors, as plain JSON."""
     feedback_ms: list[int] = []

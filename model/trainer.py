@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from model.batching import MicroBatcher, Part
 from model.checkpoint import FileWriter, Position, load_latest, save_checkpoint
@@ -233,14 +234,15 @@ class Trainer:
             watermark_ms=self._intake.watermark_ms,
             delayed=rows.delayed,
         )
-        report = self.learner.learn(rows.batch, labels)
+        batch = self.learner.resolved(rows.batch)
+        report = self.learner.learn(batch, labels)
         self.stats.examples += rows.num_rows
         if report.skipped is not None:
             self._skipped(report.skipped, parts)
             return
         self._skipped_in_row = 0
         self.metrics.update(
-            scenario_B=rows.batch.scenario_B,
+            scenario_B=batch.scenario_B,
             impression_ms_B=rows.impression_ms_B,
             label_BT=rows.label_BT,
             settled_BT=rows.settled_BT,
@@ -257,6 +259,22 @@ class Trainer:
         if self._publisher is not None:
             feedback_ms_BE = rows.feedback_ms_BT[:, self._eager_T]
             self._publisher.feedback.add(feedback_ms_BE[feedback_ms_BE >= 0])
+        self._count_unknown(rows)
+
+    def _count_unknown(self, rows: TrainRows) -> None:
+        """Counts what was learned of scenarios that are no part of the model, and adds those that have enough."""
+        model = self.learner.trained
+        for name, num_rows in rows.batch.rows_of_unknown(np.ones(rows.num_rows, np.bool_)).items():
+            self.stats.unknown_rows += num_rows if name not in model.registry.names else 0
+        is_first_B: npt.NDArray[np.bool_] = np.any(rows.first_BT, axis=1)
+        for name in model.growth.count(rows.batch.rows_of_unknown(is_first_B)):
+            model.add_scenario(name)
+            self.metrics.add_scenario(name)
+            self.stats.scenarios_added += 1
+            logger.info(
+                "Scenario added scenario=%s index=%d parent=%s step=%d",
+                name, model.registry.index(name), model.registry.parents[name], model.num_steps,
+            )  # fmt: skip
 
     def _count_delayed(self, report: StepReport, parts: list[Part]) -> None:
         """Takes note of what only policies that correct labels later have."""
@@ -319,7 +337,6 @@ class Trainer:
             model=self._config.model_name,
             schema_hash=self._schema.schema_hash(),
             config_hash=self._config_hash,
-            scenarios=list(self._schema.scenarios),
             tasks=list(self._schema.tasks),
             model_config=msgspec.to_builtins(self._model_config),
             run_id=self._run_id,

@@ -57,6 +57,8 @@ class TrainerState:
             self.model.load_state(checkpoint.tensors, manifest.learner_meta)
         except ValueError as error:
             raise CheckpointMismatchError(f"the checkpoint of step {manifest.step} does not fit: {error}") from error
+        for name in self.model.registry.names[len(self.metrics.scenarios) :]:
+            self.metrics.add_scenario(name)
         self.metrics.load_state(checkpoint.metrics)
         self.intake.start_at(manifest.positions, manifest.watermarks_ms)
         for name, count in manifest.counters.items():

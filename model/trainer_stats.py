@@ -15,6 +15,8 @@ KEPT_COUNTS = (
     "labels_unscored",
     "scores_dropped",
     "policies_begun",
+    "scenarios_added",
+    "unknown_rows",
 )
 
 
@@ -56,6 +58,11 @@ class TrainerStats:
     """Batches whose settled labels the auxiliary heads of a task left out, because something was not finite."""
     policies_begun: int = 0
     """Tasks whose auxiliary heads have learned from enough positives, so that their policy took over from `wait`."""
+
+    scenarios_added: int = 0
+    """Scenarios that are not listed and became part of the model (`unknown_scenario: add`)."""
+    unknown_rows: int = 0
+    """Examples of scenarios that are not part of the model, learned as the default one's."""
 
     def count(self, report: StepReport) -> None:
         """Counts a micro-batch that was not skipped."""

@@ -58,6 +58,7 @@ class Ranker:
             request, sequence, live, self.blender, request_id=self.new_request_id(), now_ms=now_ms
         )
         if response.snapshot:
+            self.stats.unknown_scenario += response.scenario != request.scenario
             self.freshness.used(response.snapshot, now_ms)
             self.follower.recent_columns = request_columns(request, sequence, now_ms)
         beside: dict[DegradedReason, bool] = {

@@ -31,7 +31,7 @@ class RankRequest(msgspec.Struct):
     user_id: Id
     """Who the ranking is for."""
     scenario: str
-    """One of the scenarios of the config."""
+    """One of the scenarios of the config, or another one where the config lets it in (`unknown_scenario`)."""
     candidates: CandidateColumns
     """What may be shown."""
     size: int
@@ -72,6 +72,9 @@ class RankResponse(msgspec.Struct):
     """How far the model's knowledge lies behind now; null without a model."""
     explore: bool
     """Whether the weights of this request were drawn."""
+    scenario: str | None
+    """The scenario whose part of the model scored: the requested one or, if the model has none for it, the default one;
+    null without a model."""
     degraded: list[DegradedReason] = []
     """What this answer had to do without."""
 

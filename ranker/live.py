@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.exceptions import SnapshotFiniteError, SnapshotFormatError, SnapshotGapError
 from model.features import RowColumns
+from model.scenario_registry import ScenarioRegistry
 from model.serving import ServingModel
 from model.snapshot import Manifest, open_snapshot
 from stream.schema import SchemaConfig
@@ -21,6 +22,10 @@ class LiveModel:
     manifest: Manifest
     model: ServingModel
 
+    def scored_as(self, scenario: str) -> str:
+        """Returns the scenario whose part of the model scores a request: its own, or the default one."""
+        return self.model.scored_as(scenario)
+
     def score(self, columns: RowColumns) -> NDArray[np.float32]:
         """Returns the probability of each task for each row, scores_NT."""
         return self.model.score(self.model.encode(columns))
@@ -29,7 +34,8 @@ class LiveModel:
 def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, payload: bytes) -> LiveModel:
     """Returns the version of `manifest`, built beside `held`, which goes on serving.
 
-    A full snapshot brings its own network configuration along, so a ranker need not be restarted for a new one.
+    A full snapshot brings its own network configuration along, and the scenarios that were added to it, so a ranker
+    need not be restarted for new ones.
 
     Raises:
         SnapshotError: the payload is not what the manifest promises, belongs to another schema, is a delta on another
@@ -39,7 +45,8 @@ def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, 
     try:
         if manifest.kind == "full":
             config = msgspec.convert(manifest.model_config, ModelConfig)
-            return LiveModel(manifest, ServingModel.from_full(schema, config, tensors))
+            registry = ScenarioRegistry.restored(schema, manifest.scenarios, manifest.scenario_parents)
+            return LiveModel(manifest, ServingModel.from_full(schema, config, tensors, registry))
         if held is None or held.manifest.version != manifest.base_version:
             raise SnapshotGapError(f"delta {manifest.version} is built on version {manifest.base_version}")
         return LiveModel(manifest, held.model.apply_delta(tensors))

@@ -82,7 +82,7 @@ def rank(
     scores, from which the probability of any slate can be computed.
     """
     scored = None if live is None else _score(request, sequence, live, blender, request_id=request_id, now_ms=now_ms)
-    if scored is None:
+    if live is None or scored is None:
         return _in_input_order(request, sequence, "no_model" if live is None else "non_finite", request_id, now_ms)
     order_N = order_of(scored.utility_N, request.item_ids, request.size)
     shown, served = order_N.tolist(), scored.served
@@ -114,6 +114,7 @@ def rank(
         blender=served.blender,
         model_age_ms=served.model_age_ms,
         explore=served.explore,
+        scenario=live.scored_as(request.scenario),
     )
     impression = _impression(request, sequence, items, request_id, now_ms)
     impression.served = served
@@ -131,7 +132,7 @@ def _score(
 ) -> Scored | None:
     """Scores and blends; None if a utility is not finite."""
     scores_NT = live.score(request_columns(request, sequence, now_ms))
-    drawn = blender.weights(request.scenario, request_id)
+    drawn = blender.weights(request.listed_scenario, request_id)
     utility_N = blender.utility(scores_NT, drawn.weights_T)
     if not np.isfinite(utility_N).all():
         return None
@@ -167,6 +168,7 @@ def _in_input_order(
         blender=0,
         model_age_ms=None,
         explore=False,
+        scenario=None,
         degraded=[reason],
     )
     return Ranking(response, impression)

@@ -48,7 +48,10 @@ class CheckedRequest:
 
     user_id: str
     scenario: str
-    """One of the config's, or one that is not listed there and that the config lets in: `unknown_scenario: add`."""
+    """As requested: one of the config's or, under `unknown_scenario: add`, any other. Under `default` one of the
+    config's."""
+    listed_scenario: str
+    """The one of the config's that it stands for: itself, or the default one."""
     item_ids: list[str]
     item_features: dict[str, list[Any]]
     user_features: dict[str, Any]
@@ -81,9 +84,11 @@ class RequestDecoder:
         if request.size < 1:
             raise RequestError(f"size: {request.size} is not allowed; at least 1")
         item_ids = self._item_ids(request.candidates.id)
+        scenario = self._scenario(request.scenario)
         return CheckedRequest(
             user_id=self._id("user_id", request.user_id),
-            scenario=self._scenario(request.scenario),
+            scenario=scenario,
+            listed_scenario=self._schema.listed(scenario),
             item_ids=item_ids,
             item_features=self._item_features(request.candidates.features, len(item_ids)),
             user_features=self._features("user", request.user, self._user),

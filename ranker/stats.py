@@ -47,7 +47,8 @@ class RankerStats:
     explored: int = 0
     """Answered requests whose weights were drawn."""
     unknown_scenario: int = 0
-    """Answered requests of a scenario not in the config, ranked as the first one (`unknown_scenario: default`)."""
+    """Requests ranked as another scenario, the default one: the config does not list theirs, and has them taken as
+    the default one or the model has no part for it yet."""
     degraded: Counter[str] = field(default_factory=Counter)
     """Answers that had to do without something, by reason."""
     unknown_features: Counter[str] = field(default_factory=Counter)

@@ -53,7 +53,6 @@ class Bench:
             model="main",
             schema_hash=SCHEMA.schema_hash(),
             config_hash="c",
-            scenarios=list(SCHEMA.scenarios),
             tasks=list(SCHEMA.tasks),
             model_config={},
             run_id="run",
