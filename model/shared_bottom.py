@@ -45,10 +45,10 @@ class Bottom(Drawn):
 
     def forward(self, x: RowInputs) -> Tensor:
         """Returns the shared features, [B, d]."""
-        h_Bd = F.relu(x.linear(self.weights[0], self.biases[0]))
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            h_Bd = F.relu(F.linear(h_Bd, weight, bias))
-        return h_Bd
+        h = x
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            h = RowInputs(F.relu(h.linear(weight, bias)))
+        return h.whole()
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""
