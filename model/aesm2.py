@@ -25,13 +25,14 @@ from model.expert_selection import Selected, Selection, SelectionLayer
 from model.gate_usage import GateUsage
 from model.inputs import RowInputs
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network_config import check_counts
 from model.scenario_embedding import ScenarioEmbedding, embed_scenarios
 from model.seeding import Drawn, draw_uniform, initialise
 from model.towers import Towers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aesm2Config:
+class AESM2Config:
     """Widths, counts and selection. The default has 0.68 M parameters at D = 320, three scenarios and two tasks."""
 
     num_experts: int = 10
@@ -56,17 +57,15 @@ class Aesm2Config:
     """Standard deviation of the noise on gate logits in training; at least 0."""
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "scenario_layers", "expert_hidden", "expert_width", "embedding"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        check_counts(self)
         for name in ("num_specific", "num_shared"):
-            if not 1 <= getattr(self, name) <= self.num_experts:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; 1 to {self.num_experts}")
+            if getattr(self, name) > self.num_experts:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is not allowed; at most num_experts, {self.num_experts}"
+                )
         for name in ("divergence_weight", "noise"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; finite, at least 0")
-        if any(width < 1 for width in self.tower):
-            raise ValueError(f"tower: {self.tower} is not allowed; each width at least 1")
 
 
 class TaskEmbeddings(Drawn):
@@ -81,13 +80,13 @@ class TaskEmbeddings(Drawn):
         draw_uniform(self.rows, 1, generator_of("rows"))
 
 
-class Aesm2(Network):
+class AESM2(Network):
     """The whole network; C is what the scenario layers make of x, and Emb(scenario).
 
     It cannot grow: every selection compares all scenarios, so a new one would change what the others get.
     """
 
-    def __init__(self, config: Aesm2Config, shape: NetworkShape, *, seed: int | None) -> None:
+    def __init__(self, config: AESM2Config, shape: NetworkShape, *, seed: int | None) -> None:
         """With `seed` None the parameters are left undrawn, to be loaded."""
         super().__init__(shape, representation_width=config.expert_width + config.embedding)
         self._config = config

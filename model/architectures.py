@@ -3,19 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from model.aesm2 import Aesm2, Aesm2Config
+from model.aesm2 import AESM2, AESM2Config
 from model.attention_mmoe import AttentionMMoE, AttentionMMoEConfig
 from model.closeup import Closeup, CloseupConfig
-from model.esmm import Esmm, EsmmConfig
+from model.esmm import ESMM, ESMMConfig
 from model.hinet import HiNet
 from model.hinet_config import HiNetConfig
 from model.hmoe import HMoE, HMoEConfig
 from model.mmoe import MMoE, MMoEConfig
 from model.network import Network
-from model.pepnet import Pepnet, PepnetConfig
+from model.pepnet import PEPNet, PEPNetConfig
 from model.ple import PLE, PLEConfig
 from model.shared_bottom import SharedBottom, SharedBottomConfig
-from model.star import Star, StarConfig
+from model.star import STAR, STARConfig
 
 Architecture = Literal[
     "hinet", "shared_bottom", "mmoe", "attention_mmoe", "ple", "hmoe", "star", "esmm", "aesm2", "pepnet", "closeup"
@@ -34,10 +34,10 @@ NETWORKS: Mapping[Architecture, _Network] = {
     "attention_mmoe": _Network(AttentionMMoEConfig, AttentionMMoE),
     "ple": _Network(PLEConfig, PLE),
     "hmoe": _Network(HMoEConfig, HMoE),
-    "star": _Network(StarConfig, Star),
-    "esmm": _Network(EsmmConfig, Esmm),
-    "aesm2": _Network(Aesm2Config, Aesm2),
-    "pepnet": _Network(PepnetConfig, Pepnet),
+    "star": _Network(STARConfig, STAR),
+    "esmm": _Network(ESMMConfig, ESMM),
+    "aesm2": _Network(AESM2Config, AESM2),
+    "pepnet": _Network(PEPNetConfig, PEPNet),
     "closeup": _Network(CloseupConfig, Closeup),
 }
 """Per architecture its configuration, whose defaults are the preset `small`, and the network built from it."""

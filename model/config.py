@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from model.aesm2 import Aesm2Config
+from model.aesm2 import AESM2Config
 from model.architectures import NETWORKS, Architecture
 from model.attention_mmoe import AttentionMMoEConfig
 from model.closeup import CloseupConfig
 from model.embedding import EmbeddingConfig
-from model.esmm import EsmmConfig
+from model.esmm import ESMMConfig
 from model.features import EncodingConfig
 from model.growth import GrowthConfig
 from model.hinet_config import HiNetConfig
@@ -17,12 +17,12 @@ from model.losses import LossConfig
 from model.mmoe import MMoEConfig
 from model.network import Network, NetworkShape
 from model.optim import OptimConfig
-from model.pepnet import PepnetConfig
+from model.pepnet import PEPNetConfig
 from model.ple import PLEConfig
 from model.precision import Precision
 from model.sequence_blocks import SequenceBlocks, SequenceBlocksConfig
 from model.shared_bottom import SharedBottomConfig
-from model.star import StarConfig
+from model.star import STARConfig
 
 Preset = Literal["small", "published", "custom"]
 
@@ -48,13 +48,13 @@ class ModelConfig:
     """PLE's levels and widths."""
     hmoe: HMoEConfig | None = None
     """HMoE's widths."""
-    star: StarConfig | None = None
+    star: STARConfig | None = None
     """STAR's widths and statistics."""
-    esmm: EsmmConfig | None = None
+    esmm: ESMMConfig | None = None
     """ESMM's funnel and widths."""
-    aesm2: Aesm2Config | None = None
+    aesm2: AESM2Config | None = None
     """AESM2's widths, counts and selection."""
-    pepnet: PepnetConfig | None = None
+    pepnet: PEPNetConfig | None = None
     """PEPNet's fields and widths."""
     closeup: CloseupConfig | None = None
     """The closeup ranker's widths and switches."""

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network_config import check_counts
 from model.seeding import initialise
 from model.towers import Towers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EsmmConfig:
+class ESMMConfig:
     """Funnel and widths. The default has 0.69 M parameters at D = 320, three scenarios and two tasks."""
 
     funnel: tuple[str, ...] = ("click", "order")
@@ -35,8 +36,7 @@ class EsmmConfig:
     def __post_init__(self) -> None:
         if len(self.funnel) < 2 or len(set(self.funnel)) < len(self.funnel):
             raise ValueError(f"funnel: {self.funnel} is not allowed; at least two different tasks")
-        if any(width < 1 for width in self.tower):
-            raise ValueError(f"tower: {self.tower} is not allowed; each width at least 1")
+        check_counts(self)
 
 
 def logit_of_both(first: Tensor, second: Tensor) -> Tensor:
@@ -49,14 +49,14 @@ def logit_of_both(first: Tensor, second: Tensor) -> Tensor:
     return -torch.stack([-first, -second, -first - second]).logsumexp(dim=0)
 
 
-class Esmm(Network):
+class ESMM(Network):
     """The whole network; C is x itself.
 
     Raises:
         ValueError: the funnel names a task that is not there.
     """
 
-    def __init__(self, config: EsmmConfig, shape: NetworkShape, *, seed: int | None) -> None:
+    def __init__(self, config: ESMMConfig, shape: NetworkShape, *, seed: int | None) -> None:
         """With `seed` None the parameters are left undrawn, to be loaded."""
         super().__init__(shape, representation_width=shape.width)
         for task in config.funnel:

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.network import Network, NetworkInputs, NetworkShape
+from model.network_config import check_counts
 from model.scenario_embedding import ScenarioEmbedding, embed_scenarios
 from model.seeding import Drawn, draw_uniform, initialise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PepnetConfig:
+class PEPNetConfig:
     """Fields and widths. The default has 0.72 M parameters at D = 320, three scenarios and two tasks."""
 
     prior_fields: tuple[str, ...] = ("user_id", "item_id")
@@ -42,11 +43,7 @@ class PepnetConfig:
     def __post_init__(self) -> None:
         if not self.prior_fields:
             raise ValueError("prior_fields: () is not allowed; at least one field")
-        for name in ("scenario_embedding", "gate_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
-        if any(width < 1 for width in self.tower):
-            raise ValueError(f"tower: {self.tower} is not allowed; each width at least 1")
+        check_counts(self)
 
 
 class GateNU(Drawn):
@@ -76,7 +73,7 @@ class GateNU(Drawn):
 class PersonalisedTowers(Drawn):
     """PPNet: T towers, every layer's input gated by z; O [B, D], z [B, Z] -> logits [B, T]."""
 
-    def __init__(self, num_tasks: int, width: int, z_width: int, config: PepnetConfig) -> None:
+    def __init__(self, num_tasks: int, width: int, z_width: int, config: PEPNetConfig) -> None:
         super().__init__()
         widths = [width, *config.tower, 1]
         shapes = [(num_tasks, fan_in, out) for fan_in, out in zip(widths, widths[1:], strict=False)]
@@ -105,14 +102,14 @@ class PersonalisedTowers(Drawn):
             draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
 
 
-class Pepnet(Network):
+class PEPNet(Network):
     """The whole network; C is [prior fields, O].
 
     Raises:
         ValueError: the configuration names a field that is not there.
     """
 
-    def __init__(self, config: PepnetConfig, shape: NetworkShape, *, seed: int | None) -> None:
+    def __init__(self, config: PEPNetConfig, shape: NetworkShape, *, seed: int | None) -> None:
         """With `seed` None the parameters are left undrawn, to be loaded."""
         prior_width = shape.block_width * len(config.prior_fields)
         super().__init__(shape, representation_width=prior_width + shape.width)

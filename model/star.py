@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network_config import check_counts
 from model.partitioned_norm import PartitionedNorm
 from model.scenario_embedding import ScenarioEmbedding, embed_scenarios
 from model.seeding import Drawn, draw_uniform, initialise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StarConfig:
+class STARConfig:
     """Widths and statistics. The default has 0.72 M parameters at D = 320, three scenarios and two tasks."""
 
     layers: tuple[int, ...] = (384, 128)
@@ -38,16 +39,16 @@ class StarConfig:
     """Share of a micro-batch in the running statistics; above 0, at most 1."""
 
     def __post_init__(self) -> None:
-        for name, least in (("auxiliary_hidden", 1), ("scenario_embedding", 1), ("pn_min_rows", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")
-        if not self.layers or any(width < 1 for width in self.layers):
-            raise ValueError(f"layers: {self.layers} is not allowed; at least one, each width at least 1")
+        check_counts(self)
+        if not self.layers:
+            raise ValueError("layers: () is not allowed; at least one")
+        if self.pn_min_rows < 2:
+            raise ValueError(f"pn_min_rows: {self.pn_min_rows} is not allowed; at least 2")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum: {self.momentum} is not allowed; above 0, at most 1")
 
 
-class Dense(Drawn):
+class Layers(Drawn):
     """Weights, [out, in], and biases of consecutive layers."""
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -56,7 +57,7 @@ class Dense(Drawn):
         self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
         self.biases = nn.ParameterList(torch.empty(out) for out, _ in shapes)
 
-    def layer(self, index: int, input_Bd: Tensor, factors: "Dense | None" = None) -> Tensor:
+    def layer(self, index: int, input_Bd: Tensor, factors: "Layers | None" = None) -> Tensor:
         """Returns one layer's output; with `factors` of it, that of a domain."""
         weight, bias = self.weights[index], self.biases[index]
         if factors is not None:
@@ -70,7 +71,7 @@ class Dense(Drawn):
             draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
 
 
-class Factors(Dense):
+class Factors(Layers):
     """One domain's W_p and b_p; at first they change nothing."""
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
@@ -80,21 +81,21 @@ class Factors(Dense):
             bias.zero_()
 
 
-class Star(Network):
+class STAR(Network):
     """The whole network; C is the last hidden star layer and the auxiliary network's hidden layer."""
 
     scores_as_it_learns = False
 
-    def __init__(self, config: StarConfig, shape: NetworkShape, *, seed: int | None) -> None:
+    def __init__(self, config: STARConfig, shape: NetworkShape, *, seed: int | None) -> None:
         """With `seed` None the parameters are left undrawn, to be loaded."""
         super().__init__(shape, representation_width=config.layers[-1] + config.auxiliary_hidden)
         self._config = config
         widths, num_scenarios = [shape.width, *config.layers, shape.num_tasks], shape.num_scenarios
         self.norm = PartitionedNorm(num_scenarios, shape.width, min_rows=config.pn_min_rows, momentum=config.momentum)
-        self.star = Dense(widths)
+        self.star = Layers(widths)
         self.factors = nn.ModuleList(Factors(widths) for _ in range(num_scenarios))
         self.embeddings = nn.ModuleList(ScenarioEmbedding(config.scenario_embedding) for _ in range(num_scenarios))
-        self.auxiliary = Dense([shape.width + config.scenario_embedding, config.auxiliary_hidden, shape.num_tasks])
+        self.auxiliary = Layers([shape.width + config.scenario_embedding, config.auxiliary_hidden, shape.num_tasks])
         if seed is not None:
             initialise(self, seed)
 

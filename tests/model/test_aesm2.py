@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.aesm2 import Aesm2, Aesm2Config
+from model.aesm2 import AESM2, AESM2Config
 from model.expert_selection import select_experts
 from model.inputs import RowInputs
 from model.network import Network, NetworkInputs
@@ -25,16 +25,16 @@ from tests.model.networks import inputs, offsets, run, shape
 WIDTH = 5
 SIZES = {"num_experts": 5, "expert_hidden": 3, "expert_width": 4, "embedding": 2, "tower": (3,)}
 CONFIGS = {
-    "one each": Aesm2Config(**SIZES, num_specific=1, num_shared=1),
-    "unequal counts": Aesm2Config(**SIZES, num_specific=3, num_shared=2),
-    "two scenario layers": Aesm2Config(**SIZES, num_specific=2, num_shared=2, scenario_layers=2),
+    "one each": AESM2Config(**SIZES, num_specific=1, num_shared=1),
+    "unequal counts": AESM2Config(**SIZES, num_specific=3, num_shared=2),
+    "two scenario layers": AESM2Config(**SIZES, num_specific=2, num_shared=2, scenario_layers=2),
 }
 SEEN = (("scenario_layer.0", None), ("task_layer", 0), ("task_layer", 1))
 SCENARIO_B = [0, 0, 1, 1, 1, 2]
 
 
-def tiny(name: str = "unequal counts", num_scenarios: int = 3) -> Aesm2:
-    return shaken(Aesm2(CONFIGS[name], shape(num_scenarios, 2, width=WIDTH), seed=0))
+def tiny(name: str = "unequal counts", num_scenarios: int = 3) -> AESM2:
+    return shaken(AESM2(CONFIGS[name], shape(num_scenarios, 2, width=WIDTH), seed=0))
 
 
 def train(net: Network, x_BD: Tensor, scenario_B: list[int], seed: int = 0) -> Tensor:
@@ -46,7 +46,7 @@ def train(net: Network, x_BD: Tensor, scenario_B: list[int], seed: int = 0) -> T
 class Reference:
     """One row, one layer, one expert at a time."""
 
-    def __init__(self, p: Parameters, config: Aesm2Config, num_tasks: int = 2) -> None:
+    def __init__(self, p: Parameters, config: AESM2Config, num_tasks: int = 2) -> None:
         self.p, self.config, self.num_tasks = p, config, num_tasks
         self.divergences: dict[str, list[Tensor]] = {}
 
@@ -131,8 +131,8 @@ def test_what_a_training_forward_adds_to_the_loss_equals_the_reference(name: str
 
 def test_gradcheck_of_input_and_parameters() -> None:
     sizes = {"num_experts": 3, "expert_hidden": 2, "expert_width": 2, "embedding": 1, "tower": ()}
-    config = Aesm2Config(**sizes, num_specific=1, num_shared=1)
-    net = shaken(Aesm2(config, shape(2, 2, width=WIDTH), seed=0))
+    config = AESM2Config(**sizes, num_specific=1, num_shared=1)
+    net = shaken(AESM2(config, shape(2, 2, width=WIDTH), seed=0))
     assert_gradcheck(net, rows(3, WIDTH), lambda call, x_BD: call(inputs(x_BD, [0, 1, 3])))
 
 
@@ -149,8 +149,8 @@ def test_those_nearest_to_their_own_and_to_all_are_selected_by_mask_and_once() -
 
 
 def test_noise_is_drawn_from_the_generator_in_training_only() -> None:
-    config = Aesm2Config(**SIZES, num_specific=1, num_shared=1, noise=2.0)
-    net, quiet, x_BD = shaken(Aesm2(config, shape(3, 2, width=WIDTH), seed=0)), tiny("one each"), rows(6, WIDTH)
+    config = AESM2Config(**SIZES, num_specific=1, num_shared=1, noise=2.0)
+    net, quiet, x_BD = shaken(AESM2(config, shape(3, 2, width=WIDTH), seed=0)), tiny("one each"), rows(6, WIDTH)
     evaluated_BT = run(net, x_BD, SCENARIO_B)
     assert torch.equal(evaluated_BT, run(quiet, x_BD, SCENARIO_B))
     assert torch.equal(train(quiet, x_BD, SCENARIO_B), evaluated_BT) and quiet.scores_as_it_learns
@@ -259,7 +259,7 @@ def test_it_refuses_to_grow_in_one_line() -> None:
 
 
 def test_logits_start_near_the_prior_in_every_scenario() -> None:
-    net = Aesm2(Aesm2Config(), shape(2, 2, width=WIDTH), seed=0)
+    net = AESM2(AESM2Config(), shape(2, 2, width=WIDTH), seed=0)
     net.start_at(1, 0.02)
     p_BT = run(net, rows(50, WIDTH).float(), [0, 1] * 25).sigmoid()
     assert 0.01 < p_BT[:, 1].mean() < 0.04 and 0.3 < p_BT[:, 0].mean() < 0.7
@@ -269,16 +269,16 @@ def test_logits_start_near_the_prior_in_every_scenario() -> None:
     ("changes", "message"),
     [
         ({"num_experts": 0}, "num_experts: 0 is not allowed; at least 1"),
-        ({"num_specific": 11}, "num_specific: 11 is not allowed; 1 to 10"),
+        ({"num_specific": 11}, "num_specific: 11 is not allowed; at most num_experts, 10"),
         ({"noise": -1.0}, "noise: -1.0 is not allowed; finite, at least 0"),
         ({"divergence_weight": math.inf}, "divergence_weight: inf is not allowed; finite, at least 0"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Aesm2Config(**changes)
+        AESM2Config(**changes)
 
 
 def test_the_default_size() -> None:
-    net = Aesm2(Aesm2Config(), shape(3, 2, width=320), seed=None)
+    net = AESM2(AESM2Config(), shape(3, 2, width=320), seed=None)
     assert sum(parameter.numel() for parameter in net.parameters()) == 684_008

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.esmm import Esmm, EsmmConfig, logit_of_both
+from model.esmm import ESMM, ESMMConfig, logit_of_both
 from model.network import NetworkShape
 from tests.model.network_checks import (
     Parameters,
@@ -31,11 +31,11 @@ def shape(num_scenarios: int, tasks: tuple[str, ...] = TASKS) -> NetworkShape:
     return NetworkShape(blocks=("x",), block_width=WIDTH, num_scenarios=num_scenarios, tasks=tasks)
 
 
-def tiny(funnel: tuple[str, ...] = FUNNELS["two steps"], num_scenarios: int = 3, tower: tuple[int, ...] = (4,)) -> Esmm:
-    return shaken(Esmm(EsmmConfig(funnel=funnel, tower=tower), shape(num_scenarios), seed=0))
+def tiny(funnel: tuple[str, ...] = FUNNELS["two steps"], num_scenarios: int = 3, tower: tuple[int, ...] = (4,)) -> ESMM:
+    return shaken(ESMM(ESMMConfig(funnel=funnel, tower=tower), shape(num_scenarios), seed=0))
 
 
-def reference(p: Parameters, x_BD: Tensor, scenario_B: list[int], config: EsmmConfig) -> Tensor:
+def reference(p: Parameters, x_BD: Tensor, scenario_B: list[int], config: ESMMConfig) -> Tensor:
     logits = []
     for x, i in zip(x_BD, scenario_B, strict=True):
         z = {}
@@ -57,7 +57,7 @@ def reference(p: Parameters, x_BD: Tensor, scenario_B: list[int], config: EsmmCo
 @pytest.mark.parametrize("num_scenarios", [1, 2, 3])
 @pytest.mark.parametrize("tower", [(), (4, 3)])
 def test_logits_and_gradients_equal_the_reference(name: str, num_scenarios: int, tower: tuple[int, ...]) -> None:
-    scenario_B, config = [b * 2 % 5 % num_scenarios for b in range(7)], EsmmConfig(funnel=FUNNELS[name], tower=tower)
+    scenario_B, config = [b * 2 % 5 % num_scenarios for b in range(7)], ESMMConfig(funnel=FUNNELS[name], tower=tower)
     assert_equals_reference(
         tiny(FUNNELS[name], num_scenarios, tower),
         lambda p, x_BD: reference(p, x_BD, scenario_B, config),
@@ -126,7 +126,7 @@ def test_rows_stand_alone_scenarios_are_names_and_a_new_one_starts_as_its_donor(
 
 @pytest.mark.parametrize("order", [(0, 2, 1), (2, 1, 0)])
 def test_logits_start_near_the_priors_in_whatever_order_they_are_given(order: tuple[int, ...]) -> None:
-    net = Esmm(EsmmConfig(), shape(2), seed=0)
+    net = ESMM(ESMMConfig(), shape(2), seed=0)
     priors = {0: 0.002, 2: 0.05, 1: 0.3}
     for task in order:
         net.start_at(task, priors[task])
@@ -136,14 +136,14 @@ def test_logits_start_near_the_priors_in_whatever_order_they_are_given(order: tu
 
 @pytest.mark.parametrize(("prior", "click"), [(0.01, 0.5), (0.64, 0.8)])
 def test_a_step_without_a_prior_starts_where_the_next_ones_allows(prior: float, click: float) -> None:
-    net = Esmm(EsmmConfig(), shape(1), seed=0)
+    net = ESMM(ESMMConfig(), shape(1), seed=0)
     net.start_at(0, prior)
     p_T = run(net, 0.1 * rows(50, WIDTH).float(), [0] * 50).sigmoid().mean(dim=0)
     assert [p_T[0].item(), p_T[2].item()] == pytest.approx([prior, click], rel=0.2)
 
 
 def test_priors_against_the_funnel_are_refused_in_one_line() -> None:
-    net = Esmm(EsmmConfig(), shape(1), seed=0)
+    net = ESMM(ESMMConfig(), shape(1), seed=0)
     net.start_at(0, 0.2)
     with pytest.raises(
         ValueError, match=r"^priors\.order: 0\.2 is not allowed; below that of click, 0\.1, which comes"
@@ -153,17 +153,17 @@ def test_priors_against_the_funnel_are_refused_in_one_line() -> None:
 
 def test_a_funnel_of_a_task_that_is_not_there_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="^funnel: 'order' is not allowed; tasks of this model: click, like$"):
-        Esmm(EsmmConfig(), shape(1, ("click", "like")), seed=0)
+        ESMM(ESMMConfig(), shape(1, ("click", "like")), seed=0)
 
 
 @pytest.mark.parametrize("funnel", [(), ("click",), ("click", "order", "click")])
 def test_a_funnel_has_two_different_steps(funnel: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="is not allowed; at least two different tasks"):
-        EsmmConfig(funnel=funnel)
+        ESMMConfig(funnel=funnel)
 
 
 def test_the_default_size() -> None:
-    net = Esmm(
-        EsmmConfig(), NetworkShape(blocks=("x",), block_width=320, num_scenarios=3, tasks=("click", "order")), seed=None
+    net = ESMM(
+        ESMMConfig(), NetworkShape(blocks=("x",), block_width=320, num_scenarios=3, tasks=("click", "order")), seed=None
     )
     assert sum(parameter.numel() for parameter in net.parameters()) == 691_206

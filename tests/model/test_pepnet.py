@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model.network import NetworkShape
-from model.pepnet import Pepnet, PepnetConfig
+from model.pepnet import PEPNet, PEPNetConfig
 from tests.model.network_checks import (
     Parameters,
     assert_equals_reference,
@@ -24,10 +24,10 @@ BLOCKS = ("user_id", "context.device", "item_id")
 WIDTH = 6
 SIZES = {"scenario_embedding": 2, "gate_hidden": 3}
 CONFIGS = {
-    "small": PepnetConfig(**SIZES, tower=(4,)),
-    "two layers": PepnetConfig(**SIZES, tower=(4, 3)),
-    "linear towers": PepnetConfig(**SIZES, tower=()),
-    "fields": PepnetConfig(**SIZES, tower=(4,), prior_fields=("item_id",), scenario_fields=("context.device",)),
+    "small": PEPNetConfig(**SIZES, tower=(4,)),
+    "two layers": PEPNetConfig(**SIZES, tower=(4, 3)),
+    "linear towers": PEPNetConfig(**SIZES, tower=()),
+    "fields": PEPNetConfig(**SIZES, tower=(4,), prior_fields=("item_id",), scenario_fields=("context.device",)),
 }
 
 
@@ -35,8 +35,8 @@ def shape(num_scenarios: int, blocks: tuple[str, ...] = BLOCKS, width: int = 2) 
     return NetworkShape(blocks=blocks, block_width=width, num_scenarios=num_scenarios, tasks=("click", "order"))
 
 
-def tiny(name: str = "small", num_scenarios: int = 3) -> Pepnet:
-    return shaken(Pepnet(CONFIGS[name], shape(num_scenarios), seed=0))
+def tiny(name: str = "small", num_scenarios: int = 3) -> PEPNet:
+    return shaken(PEPNet(CONFIGS[name], shape(num_scenarios), seed=0))
 
 
 def gate(p: Parameters, name: str, task: int, z: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def gate(p: Parameters, name: str, task: int, z: Tensor) -> Tensor:
     return 2 / (1 + torch.exp(-(w_out[task].T @ hidden + b_out[task, 0])))
 
 
-def reference(p: Parameters, x_BD: Tensor, scenario_B: list[int], config: PepnetConfig) -> Tensor:
+def reference(p: Parameters, x_BD: Tensor, scenario_B: list[int], config: PEPNetConfig) -> Tensor:
     logits = []
     for x, i in zip(x_BD, scenario_B, strict=True):
         field = {name: x[2 * place : 2 * place + 2] for place, name in enumerate(BLOCKS)}
@@ -79,7 +79,7 @@ def test_logits_and_gradients_equal_the_reference(name: str, num_scenarios: int)
 
 def test_gradcheck_of_the_parameters() -> None:
     """Not of the input: finite differences see through stopped gradients, those of the gates' own parameters do too."""
-    net = shaken(Pepnet(PepnetConfig(scenario_embedding=1, gate_hidden=2, tower=(2,)), shape(2), seed=0))
+    net = shaken(PEPNet(PEPNetConfig(scenario_embedding=1, gate_hidden=2, tower=(2,)), shape(2), seed=0))
     o_BD, z_BZ = rows(3, WIDTH), rows(3, 10, seed=1)
     assert_gradcheck(net.towers, z_BZ, lambda call, z_BZ: call(o_BD, z_BZ))
     assert_gradcheck(net.domain_gate, rows(3, 7), lambda call, x_BD: call(x_BD))
@@ -93,7 +93,7 @@ def test_a_gate_does_not_drag_the_embeddings() -> None:
 
 
 def test_every_gate_is_near_one_at_first_and_between_zero_and_two_always() -> None:
-    net, x_BD = Pepnet(PepnetConfig(), shape(2, width=16), seed=0), 0.1 * rows(50, 48).float()
+    net, x_BD = PEPNet(PEPNetConfig(), shape(2, width=16), seed=0), 0.1 * rows(50, 48).float()
     z_BZ = net.representation(inputs(x_BD, [0, 25, 50]))
     assert (z_BZ[:, 32:] / x_BD - 1).abs().max() < 0.3
     for layer in net.towers.gates:
@@ -132,7 +132,7 @@ def test_rows_stand_alone_scenarios_are_names_and_a_new_one_starts_as_its_donor(
 
 
 def test_logits_start_near_the_prior_in_every_scenario() -> None:
-    net = Pepnet(PepnetConfig(), shape(2), seed=0)
+    net = PEPNet(PEPNetConfig(), shape(2), seed=0)
     net.start_at(1, 0.02)
     p_BT = run(net, rows(50, WIDTH).float(), [0, 1] * 25).sigmoid()
     assert 0.01 < p_BT[:, 1].mean() < 0.04 and 0.3 < p_BT[:, 0].mean() < 0.7
@@ -140,9 +140,9 @@ def test_logits_start_near_the_prior_in_every_scenario() -> None:
 
 @pytest.mark.parametrize("setting", ["prior_fields", "scenario_fields"])
 def test_a_field_that_is_not_there_is_refused_in_one_line(setting: str) -> None:
-    config = PepnetConfig(**{setting: ("item.author",)})
+    config = PEPNetConfig(**{setting: ("item.author",)})
     with pytest.raises(ValueError, match=f"^{setting}: 'item.author' is not a field of this model; user_id, [^\n]*$"):
-        Pepnet(config, shape(2), seed=0)
+        PEPNet(config, shape(2), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,14 @@ def test_a_field_that_is_not_there_is_refused_in_one_line(setting: str) -> None:
     [
         ({"prior_fields": ()}, r"prior_fields: \(\) is not allowed; at least one field"),
         ({"gate_hidden": 0}, "gate_hidden: 0 is not allowed; at least 1"),
-        ({"tower": (3, 0)}, r"tower: \(3, 0\) is not allowed; each width at least 1"),
+        ({"tower": (3, 0)}, r"tower: \(3, 0\) is not allowed; at least 1"),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PepnetConfig(**changes)  # type: ignore[arg-type] # the point of the test
+        PEPNetConfig(**changes)  # type: ignore[arg-type] # the point of the test
 
 
 def test_the_default_size() -> None:
-    net = Pepnet(PepnetConfig(), shape(3, ("user_id", "item_id", *"abcdefghijklmnopqr"), 16), seed=None)
+    net = PEPNet(PEPNetConfig(), shape(3, ("user_id", "item_id", *"abcdefghijklmnopqr"), 16), seed=None)
     assert sum(parameter.numel() for parameter in net.parameters()) == 718_066
