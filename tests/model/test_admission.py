@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.admission import AdmissionConfig, AdmissionCounts
+from model.admission import Admission, AdmissionConfig, AdmissionCounts, Admissions
 
 
 def keys(*values: int) -> np.ndarray:
@@ -47,3 +47,30 @@ def test_state_goes_on_where_it_was() -> None:
 def test_a_bad_number_of_counters_is_refused() -> None:
     with pytest.raises(ValueError, match="counter_bits: 7 is not allowed; 8 to 30"):
         AdmissionConfig(counter_bits=7)
+
+
+def planned(admission: Admission, clock: int, key_count: int, examples: int = 1) -> Admissions:
+    return admission.plan(keys(*range(1, key_count + 1)), keys(*[0] * key_count), keys(*[examples] * key_count), clock)
+
+
+@pytest.mark.parametrize(("examples", "needed"), [(1, 4), (3, 4), (1, 1), (2, 10)])
+def test_each_example_admits_with_its_probability(examples: int, needed: int) -> None:
+    admission = Admission(AdmissionConfig(), keys(needed), np.array([True]), seed=1)
+    plan, expected = planned(admission, 5, 20_000, examples), 1.0 - (1.0 - 1.0 / needed) ** examples
+    assert len(plan.keys) / 20_000 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 20_000) ** 0.5)
+    assert len(plan.counted_keys) == 0, "draws need no counts"
+
+
+def test_a_draw_depends_on_seed_key_and_clock_alone() -> None:
+    one, same, other = (Admission(AdmissionConfig(), keys(4), np.array([True]), seed=seed) for seed in (1, 1, 2))
+    drawn = planned(one, 5, 1_000).keys.tolist()
+    assert drawn == planned(same, 5, 1_000).keys.tolist()
+    assert [key for key in drawn if key <= 300] == planned(same, 5, 300).keys.tolist(), "not on the other values"
+    assert drawn != planned(one, 6, 1_000).keys.tolist() and drawn != planned(other, 5, 1_000).keys.tolist()
+
+
+def test_fields_may_have_different_rules() -> None:
+    admission = Admission(AdmissionConfig(), keys(1, 2, 0, 2), np.array([False, False, False, True]), seed=1)
+    plan = admission.plan(keys(11, 12, 13), keys(0, 1, 2), keys(1, 1, 9), clock=0)
+    assert (plan.keys.tolist(), plan.fields.tolist()) == ([11], [0])
+    assert (plan.counted_keys.tolist(), plan.counted.tolist()) == ([12], [1])
