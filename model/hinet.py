@@ -140,7 +140,7 @@ class HiNet(Network):
                 usage.append(GateUsage(gate="sei.shared", scenario=i, task=None, weight_BK=weight_BK))
                 assert isinstance(own, SubExpertIntegration)
                 weight_BK = own.gate_weights(x)[start:stop]
-                usage.append(GateUsage(gate="sei.own", scenario=i, task=None, weight_BK=weight_BK, bank=str(i)))
+                usage.append(GateUsage(gate="sei.own", scenario=i, task=None, weight_BK=weight_BK, bank=i))
             if a_MM is not None and a_MM[i].sum() > 0:
                 weight_BM = (a_MM[i] / a_MM[i].sum()).expand(stop - start, -1)
                 usage.append(GateUsage(gate="san", scenario=i, task=None, weight_BK=weight_BM))
@@ -157,7 +157,7 @@ class HiNet(Network):
         own = [f"{task}.{k}" for k in range(self.config.num_task_experts)]
         shared = [f"shared.{k}" for k in range(self.config.num_shared_task_experts)]
         if self.shared_task_experts is None:
-            return {"bank": str(scenario), "experts": (*own, *shared)}
+            return {"bank": scenario, "experts": (*own, *shared)}
         return {"experts": (*(f"{scenario}.{name}" for name in own), *shared)}
 
     def scenario_lists(self) -> list[nn.ModuleList]:
