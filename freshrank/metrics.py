@@ -84,6 +84,7 @@ OTHERS = (
     MetricRow("freshrank_trainer_watermark_age_seconds", "gauge", (), "Now minus the watermark learned."),
     MetricRow("freshrank_trainer_window_rows", "gauge", _CELL, "Final labels in the metric window."),
     MetricRow("freshrank_trainer_window_positives", "gauge", _CELL, "Positive ones among them."),
+    MetricRow("freshrank_trainer_task_weight_ratio", "gauge", ("task",), "Weight of the task's loss in the last step."),
     MetricRow("freshrank_trainer_normalized_entropy_ratio", "gauge", _CELL, "Below 1 beats knowing the mean rate."),
     MetricRow("freshrank_trainer_auc_ratio", "gauge", _CELL, "Progressive AUC over the metric window."),
     MetricRow("freshrank_trainer_calibration_ratio", "gauge", _CELL, "Mean score over mean label in the window."),

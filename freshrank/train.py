@@ -129,9 +129,12 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     yield Reading("freshrank_trainer_loss", gauges.loss)
     yield Reading("freshrank_trainer_grad_norm", gauges.grad_norm)
     yield Reading("freshrank_trainer_guarded_ratio", gauges.guarded_share)
+    trained = trainer.learner.trained
+    for task, weight in zip(trained.net.shape.tasks, trained.weighting.weights().tolist(), strict=True):
+        yield Reading("freshrank_trainer_task_weight_ratio", weight, (task,))
     if gauges.watermark_ms:
         yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - gauges.watermark_ms) / 1_000)
-    ids = trainer.learner.trained.table
+    ids = trained.table
     for name, table in ids.counters.items():
         yield Reading("freshrank_trainer_table_rows", table.rows, (name,))
         for what in ("admissions", "lookups", "default_lookups", "missing_lookups"):

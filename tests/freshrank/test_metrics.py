@@ -83,6 +83,11 @@ def test_trainer_shows_the_ids_of_every_field() -> None:
     assert shown("evictions_total") == shown("admissions_total")
 
 
+def test_trainer_shows_what_each_task_weighs() -> None:
+    scrape = Scrape.parse(exposition(registry("trainer", lambda: readings(new_trainer())))[0].decode())
+    assert [scrape.value("freshrank_trainer_task_weight_ratio", task) for task in ("click", "order")] == [1.0, 1.0]
+
+
 def test_histogram_is_cumulative_and_ends_at_infinity() -> None:
     read = [Buckets("freshrank_ranker_latency_seconds", (0.001, 0.01), (4, 2, 1), 0.5)]
     scrape = Scrape.parse(exposition(registry("ranker", lambda: read))[0].decode())
