@@ -29,6 +29,8 @@ def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, An
             "model": {
                 "architecture": config.architecture,
                 "network": config.network,
+                "domain_gate": config.domain_gate,
+                "sequence": config.sequence,
                 "encoding": encoding,
                 "embedding": {"width": config.embedding.width, "counter_bits": config.embedding.admission.counter_bits},
             },

@@ -7,7 +7,9 @@ from model.aesm2 import AESM2Config
 from model.architectures import NETWORKS, Architecture
 from model.attention_mmoe import AttentionMMoEConfig
 from model.closeup import CloseupConfig
+from model.domain_gate import DomainGate
 from model.embedding import EmbeddingConfig
+from model.epnet import EPNetConfig
 from model.esmm import ESMMConfig
 from model.features import EncodingConfig
 from model.growth import GrowthConfig
@@ -58,6 +60,9 @@ class ModelConfig:
     """PEPNet's fields and widths."""
     closeup: CloseupConfig | None = None
     """The closeup ranker's widths and switches."""
+    domain_gate: EPNetConfig | None = None
+    """PEPNet's gate on the input by scenario, in front of the network; absent: none. Not with `architecture: pepnet`,
+    which has its own."""
     sequence: SequenceBlocksConfig | None = None
     """The user's last actions, read one by one, as further blocks of the network's input; absent: only pooled. Not with
     `architecture: closeup`, which reads them itself."""
@@ -82,6 +87,8 @@ class ModelConfig:
         for task, prior in self.priors.items():
             if not 0 < prior < 1:
                 raise ValueError(f"priors.{task}: {prior} is not allowed; between 0 and 1")
+        if self.domain_gate is not None and self.architecture == "pepnet":
+            raise ValueError("domain_gate: given with architecture: pepnet is not allowed; pepnet.domain_gate")
         if self.sequence is not None and self.architecture == "closeup":
             raise ValueError("sequence: given with architecture: closeup is not allowed; closeup.sequence")
         if self.preset == "published" and not hasattr(NETWORKS[self.architecture].config, "published"):
@@ -111,6 +118,7 @@ class ModelConfig:
         """
 
         def build(shape: NetworkShape) -> Network:
-            return NETWORKS[self.architecture].build(self.network, shape, seed=seed)
+            net = NETWORKS[self.architecture].build(self.network, shape, seed=seed)
+            return net if self.domain_gate is None else DomainGate(self.domain_gate, net, seed=seed)
 
         return build(shape) if self.sequence is None else SequenceBlocks(self.sequence, shape, build, seed=seed)

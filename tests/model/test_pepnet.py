@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.epnet import EPNetConfig
 from model.network import NetworkShape
 from model.pepnet import PEPNet, PEPNetConfig
 from tests.model.network_checks import (
@@ -22,12 +23,18 @@ from tests.model.networks import inputs, run
 
 BLOCKS = ("user_id", "context.device", "item_id")
 WIDTH = 6
-SIZES = {"scenario_embedding": 2, "gate_hidden": 3}
+GATE = EPNetConfig(scenario_embedding=2, hidden=3)
+SIZES = {"domain_gate": GATE, "gate_hidden": 3}
 CONFIGS = {
     "small": PEPNetConfig(**SIZES, tower=(4,)),
     "two layers": PEPNetConfig(**SIZES, tower=(4, 3)),
     "linear towers": PEPNetConfig(**SIZES, tower=()),
-    "fields": PEPNetConfig(**SIZES, tower=(4,), prior_fields=("item_id",), scenario_fields=("context.device",)),
+    "fields": PEPNetConfig(
+        domain_gate=EPNetConfig(scenario_embedding=2, hidden=3, scenario_fields=("context.device",)),
+        gate_hidden=3,
+        tower=(4,),
+        prior_fields=("item_id",),
+    ),
 }
 
 
@@ -50,8 +57,11 @@ def reference(p: Parameters, x_BD: Tensor, scenario_B: list[int], config: PEPNet
     logits = []
     for x, i in zip(x_BD, scenario_B, strict=True):
         field = {name: x[2 * place : 2 * place + 2] for place, name in enumerate(BLOCKS)}
-        described = [p[f"embeddings.{i}.row"], *(field[name] for name in config.scenario_fields)]
-        o = gate(p, "domain_gate", 0, torch.cat([*described, x.detach()])) * x
+        described = [
+            p[f"domain_gate.embeddings.{i}.row"],
+            *(field[name] for name in config.domain_gate.scenario_fields),
+        ]
+        o = gate(p, "domain_gate.gate", 0, torch.cat([*described, x.detach()])) * x
         z = torch.cat([*(field[name] for name in config.prior_fields), o.detach()])
         row = []
         for j in range(2):
@@ -78,11 +88,17 @@ def test_logits_and_gradients_equal_the_reference(name: str, num_scenarios: int)
 
 
 def test_gradcheck_of_the_parameters() -> None:
-    """Not of the input: finite differences see through stopped gradients, those of the gates' own parameters do too."""
-    net = shaken(PEPNet(PEPNetConfig(scenario_embedding=1, gate_hidden=2, tower=(2,)), shape(2), seed=0))
+    # Piece by piece: finite differences see through a stopped gradient.
+    net = shaken(
+        PEPNet(
+            PEPNetConfig(domain_gate=EPNetConfig(scenario_embedding=1, hidden=2), gate_hidden=2, tower=(2,)),
+            shape(2),
+            seed=0,
+        )
+    )
     o_BD, z_BZ = rows(3, WIDTH), rows(3, 10, seed=1)
     assert_gradcheck(net.towers, z_BZ, lambda call, z_BZ: call(o_BD, z_BZ))
-    assert_gradcheck(net.domain_gate, rows(3, 7), lambda call, x_BD: call(x_BD))
+    assert_gradcheck(net.domain_gate.gate, rows(3, 7), lambda call, x_BD: call(x_BD))
 
 
 def test_a_gate_does_not_drag_the_embeddings() -> None:
@@ -105,11 +121,11 @@ def test_every_gate_is_near_one_at_first_and_between_zero_and_two_always() -> No
 def test_a_loss_on_one_scenario_reaches_no_foreign_embedding() -> None:
     net = tiny()
     names = {name for name, _ in net.named_parameters()}
-    foreign = {"embeddings.1.row", "embeddings.2.row"}
+    foreign = {"domain_gate.embeddings.1.row", "domain_gate.embeddings.2.row"}
     assert reached(net, run(net, rows(9, WIDTH), [0, 1, 2] * 3)[::3].square().sum()) == names - foreign
     net.zero_grad()
     run(net, rows(4, WIDTH), [0, 2, 2, 0]).sum().backward()
-    assert without_gradient(net) == {"embeddings.1.row"}
+    assert without_gradient(net) == {"domain_gate.embeddings.1.row"}
 
 
 def test_a_loss_on_one_task_reaches_no_other_tasks_tower_or_gates() -> None:
@@ -138,9 +154,14 @@ def test_logits_start_near_the_prior_in_every_scenario() -> None:
     assert 0.01 < p_BT[:, 1].mean() < 0.04 and 0.3 < p_BT[:, 0].mean() < 0.7
 
 
-@pytest.mark.parametrize("setting", ["prior_fields", "scenario_fields"])
-def test_a_field_that_is_not_there_is_refused_in_one_line(setting: str) -> None:
-    config = PEPNetConfig(**{setting: ("item.author",)})
+@pytest.mark.parametrize(
+    ("setting", "config"),
+    [
+        ("prior_fields", PEPNetConfig(prior_fields=("item.author",))),
+        ("scenario_fields", PEPNetConfig(domain_gate=EPNetConfig(scenario_fields=("item.author",)))),
+    ],
+)
+def test_a_field_that_is_not_there_is_refused_in_one_line(setting: str, config: PEPNetConfig) -> None:
     with pytest.raises(ValueError, match=f"^{setting}: 'item.author' is not a field of this model; user_id, [^\n]*$"):
         PEPNet(config, shape(2), seed=0)
 
