@@ -17,6 +17,7 @@ from model.batching import MicroBatcher, Part
 from model.checkpoint import FileWriter, Position, load_latest, save_checkpoint
 from model.compatibility import weights_depend_on
 from model.config import ModelConfig
+from model.device import DeviceName, device_of
 from model.examples import ExampleDecoder, TrainRows
 from model.exceptions import TrainingDivergedError
 from model.intake import Intake
@@ -43,6 +44,9 @@ class TrainerConfig:
     """Name of the model line in the snapshot store."""
     seed: int = 0
     """Seed of the initial weights."""
+    device: DeviceName = "auto"
+    """Where the arithmetic of training runs: `auto` takes the first CUDA device where there is one, else the CPU. Ids,
+    label policies' auxiliary heads and everything published are the host's."""
     batch_rows: int = 512
     """Rows (items) of a micro-batch, at least: whole messages are added until there are as many; at least 1."""
     max_wait_ms: int = 20
@@ -52,7 +56,7 @@ class TrainerConfig:
     deterministic: bool = False
     """Micro-batches depend on the log alone, so that every run over it ends with the same bits: no `max_wait_ms`, and
     partitions are merged by watermark, which waits for (and buffers beside) a partition that brings nothing. The bits
-    also depend on the number of torch threads."""
+    also depend on the device and on the number of torch threads."""
     publish_interval_ms: int = 1_000
     """Time between snapshots while something is learned; at least 1."""
     full_every: int = 20
@@ -131,7 +135,7 @@ class Trainer:
         self._parts = parts or TrainerParts()
         self._config_hash = config_hash
         self._run_id = run_id
-        self.learner = Learner(schema, model_config, config.seed)
+        self.learner = Learner(schema, model_config, config.seed, device_of(config.device))
         self.metrics = ProgressiveMetrics(schema.scenarios, tuple(schema.tasks), config.metrics, schema.max_window_ms)
         # Freshness is about actions that are learned as they come; those of the other tasks wait by intention.
         self._eager_T = np.array([task.policy == "eager" for task in schema.tasks.values()])
