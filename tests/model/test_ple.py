@@ -109,7 +109,7 @@ def test_logits_are_continuous_while_a_scenario_opens() -> None:
 
 def test_gradcheck_of_input_and_parameters() -> None:
     config = PLEConfig(expert_hidden=2, expert_width=2, tower=())
-    net = shaken(PLE(config, shape(2, TASKS, width=2), seed=0))
+    net = shaken(PLE(config, shape(2, 1, width=2), seed=0))
     assert_gradcheck(net, rows(3, 2), lambda net, x_BD: net(inputs(x_BD, [0, 1, 3])))
 
 
