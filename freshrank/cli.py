@@ -35,6 +35,10 @@ COMMANDS = {
     "verify-join": CommandRow(
         "freshrank.verify_join:verify_join", "Verifies the joiner's labels: lost, double, contradictory, wrong."
     ),
+    "gates": CommandRow(
+        "freshrank.gates:gates",
+        "Shows how a trained model's gates use their experts: mean weights, entropies, dead experts, distances of tasks.",  # noqa: E501 - as in its own help
+    ),
     "study": CommandRow("freshrank.study:study", "Measures parts of the product in synthetic worlds with known truth."),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
     "snapshot": CommandRow("freshrank.snapshot:snapshot", "Shows the published snapshots."),
