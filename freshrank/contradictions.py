@@ -13,6 +13,7 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
     """Yields a sentence for each pair of sections that cannot be right together."""
     from model.features import model_fields
     from model.field_ids import IdRules
+    from model.learner import Learner
     from stream.timeline import Timeline
     from utility_blender.blend import Blender
 
@@ -30,12 +31,18 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
         IdRules(model_fields(run.schema, run.model.encoding), embedding.fields, embedding.admission.rule)
     except ValueError as error:
         yield f"model.{error}"
+    if run.schema.unknown_scenario == "add":
+        try:
+            Learner(run.schema, run.model, seed=0)
+        except ValueError as error:
+            yield f"model.{error}"
     if run.join.idle_ms < run.join.commit_interval_ms:
         yield (
             f"join.idle_ms: {run.join.idle_ms} is not allowed; at least join.commit_interval_ms "
             f"({run.join.commit_interval_ms}), or topics are called idle between two commits"
         )
-    if run.monitor.simulator and set(run.sim.scenarios) != set(scenarios):
+    may_be_more = run.schema.unknown_scenario == "add" and set(run.sim.scenarios) > set(scenarios)
+    if run.monitor.simulator and set(run.sim.scenarios) != set(scenarios) and not may_be_more:
         yield f"sim.scenarios: {', '.join(run.sim.scenarios)} is not what the run lists: {', '.join(scenarios)}"
     ports = [int(address.rpartition(":")[2]) for address in addresses(run.monitor.ranker)]
     if run.ranker.server.port not in ports:

@@ -101,7 +101,8 @@ def _charts(task: str, curve: Sequence[Mapping[str, Any]]) -> str:
     figures = []
     for name, title, _ in _FIGURES:
         series = {
-            scenario: [point["tasks"][task][scenario][name] for point in curve] for scenario in curve[0]["tasks"][task]
+            scenario: [point["tasks"][task].get(scenario, {}).get(name) for point in curve]  # None before it was added
+            for scenario in curve[-1]["tasks"][task]
         }
         chart = line_chart(x, series, x_label="examples learned", reference=references[name])
         figures.append(f"<figure><h3>{escape(title)}, sliding window</h3>{chart}</figure>")

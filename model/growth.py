@@ -8,7 +8,8 @@ to after `open_from_rows` of its examples and do in full after `open_full_rows`,
 All of it is a function of the examples learned so far, so that replay and resume give the same bits.
 """
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,22 @@ class ScenarioGrowth:
         self._counts.of = dict(state["counts"])
 
 
+def check_growth(net: Network, schema: SchemaConfig, config: GrowthConfig) -> None:
+    """Refuses what could not grow when the time has come; nothing changes.
+
+    Raises:
+        ValueError: the network takes in no scenarios under this configuration, or there is no room for any.
+    """
+    if schema.unknown_scenario != "add":
+        return
+    if config.max_scenarios <= len(schema.scenarios):
+        raise ValueError(
+            f"growth.max_scenarios: {config.max_scenarios} is not allowed with unknown_scenario: add and"
+            f" {len(schema.scenarios)} listed scenarios; more than those"
+        )
+    copy.deepcopy(net).add_scenario(schema.scenarios.index(schema.default))
+
+
 def grow(net: Network, registry: ScenarioRegistry) -> None:
     """Adds to a network of the listed scenarios those that were added to `registry`; their values are to be loaded."""
     for name in registry.names[net.num_scenarios :]:
@@ -145,14 +162,12 @@ def take_moments(adam: torch.optim.Adam, net: Network, before: Mapping[str, nn.P
     donor's of the same gradients. (Second moments of zero under an old step count would make Adam overshoot.)
     """
     index = net.num_scenarios - 1
-    name_of = {module: name for name, module in net.named_modules()}
-    lists = [name_of[modules] for modules in net.scenario_lists()]
     rows = net.row_parameters()
     state = dict(adam.state)
     adam.param_groups[0]["params"] = list(net.parameters())
     for name, parameter in net.named_parameters():
-        donor_name = _donor_name(name, lists, index, donor) if name not in before else name
-        moments = state.get(before[donor_name]) if donor_name in before else None
+        donor_name = _donor_name(name, before, index, donor) if name not in before else name
+        moments = state.get(before[donor_name])
         if moments is None:
             continue
         if name not in before:
@@ -162,13 +177,16 @@ def take_moments(adam: torch.optim.Adam, net: Network, before: Mapping[str, nn.P
             adam.state[parameter] = _with_row(moments, len(parameter), index, donor)
 
 
-def _donor_name(name: str, lists: list[str], index: int, donor: int) -> str:
-    """Returns which parameter one of the newest scenario is a copy of."""
-    for of_scenarios in lists:
-        prefix = f"{of_scenarios}.{index}."
-        if name.startswith(prefix):
-            return f"{of_scenarios}.{donor}.{name.removeprefix(prefix)}"
-    raise AssertionError(f"{name} belongs to no scenario")
+def _donor_name(name: str, before: Collection[str], index: int, donor: int) -> str:
+    """Returns which parameter one of scenario `index` is a copy of: the same name with the donor's number.
+
+    >>> _donor_name("towers.2.weights.2", ["towers.0.weights.2", "towers.1.weights.2"], index=2, donor=0)
+    'towers.0.weights.2'
+    """
+    parts = name.split(".")
+    places = [place for place, part in enumerate(parts) if part == str(index)]
+    names = [".".join([*parts[:place], str(donor), *parts[place + 1 :]]) for place in places]
+    return next(other for other in names if other in before)
 
 
 def _started(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from model.assembly import InputLayout
 from model.auxiliary import AuxiliaryHeads
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
-from model.growth import ScenarioGrowth, grow, take_moments
+from model.growth import ScenarioGrowth, check_growth, grow, take_moments
 from model.loss_weighting import loss_weighting
 from model.losses import ScenarioShares
 from model.metrics import Int64Array
@@ -37,6 +37,7 @@ class TrainedModel:
         for index, task in enumerate(schema.tasks):
             if task in config.priors:
                 self.net.start_at(index, config.priors[task])
+        check_growth(self.net, schema, config.growth)
         self.parameters = dict(self.net.named_parameters())
         self.adam = torch.optim.Adam(self.parameters.values(), lr=config.optim.dense_lr, fused=True)
         self.heads = AuxiliaryHeads(

@@ -145,6 +145,25 @@ def test_sections_that_contradict_each_other_are_told(override: str, sentence: s
     assert problems[0].startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model.architecture=aesm2", "model.preset=small", "model.hinet=null"], "model.architecture: aesm2 is not"),
+        (
+            ["model.growth={max_scenarios: 3}"],
+            "model.growth.max_scenarios: 3 is not allowed with unknown_scenario: add",
+        ),
+        ([], None),
+        (["scenarios=[home, search]"], None),
+        (["scenarios=[home, search, deals, shop]"], "sim.scenarios: home, search, deals is not what the run lists"),
+    ],
+)
+def test_a_model_that_is_to_grow_must_be_able_to(overrides: list[str], sentence: str | None) -> None:
+    given = ["unknown_scenario=add", *overrides]
+    problems = list(contradictions(load_config(REPO_ROOT / "configs" / "demo.yaml", given)))
+    assert [problem.startswith(sentence or "") for problem in problems] == ([True] if sentence else [])
+
+
 def test_joiner_and_help_do_not_import_torch() -> None:
     program = (
         "import sys\n"

@@ -125,6 +125,34 @@ def test_an_unknown_scenario_may_take_the_default() -> None:
     assert batch.scenario_R.tolist() == [0]
 
 
+def test_unknown_scenarios_are_named_until_they_are_resolved() -> None:
+    growing = FeatureEncoder(dataclasses.replace(SCHEMA, unknown_scenario="add"), EncodingConfig(scenario=True))
+    names = [["moon", "home", "moon"], ["search"], ["sun", "moon"]]
+    batches = [
+        growing.encode_columns(
+            RowColumns(
+                scenario=part,
+                user_id=["u"] * len(part),
+                item_id=["i"] * 2 * len(part),
+                request_index_B=np.repeat(np.arange(len(part)), 2),
+            )
+        )
+        for part in names
+    ]
+    assert [batch.unknown_scenarios for batch in batches] == [("moon",), (), ("sun", "moon")]
+    batch = EncodedBatch.concat(batches)
+    assert batch.unknown_scenarios == ("moon", "sun")
+    assert batch.scenario_R.tolist() == [-1, 0, -1, 1, -2, -1]
+    assert batch.rows_of_unknown(np.ones(12, np.bool_)) == {"moon": 6, "sun": 2}
+    assert batch.take(slice(0, 5)).rows_of_unknown(np.array([True, False, True, True, True])) == {"moon": 2}
+    resolved = batch.resolved({"moon": 7, "sun": 8}.__getitem__)
+    assert resolved.scenario_R.tolist() == [7, 0, 7, 1, 8, 7] and not resolved.unknown_scenarios
+    assert resolved.resolved({}.__getitem__) is resolved
+    scenario = [field.name for field in growing.fields if field.side == "request" and not field.many].index("scenario")
+    keys_R = batch.request_keys_FR[scenario].tolist()
+    assert [key == keys_R[1] for key in keys_R] == [True, True, True, False, True, True]  # the default one's value
+
+
 def test_no_field_at_all_is_refused() -> None:
     schema = SchemaConfig(scenarios=("home",), tasks={"click": TaskConfig(action="click", window_ms=1)})
     with pytest.raises(ValueError, match="at least one field"):

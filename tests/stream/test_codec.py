@@ -1,6 +1,7 @@
 """The codec: what is accepted, and the one line that names the field where it is not."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -193,6 +194,32 @@ def test_an_unlisted_scenario_becomes_the_first_one_if_the_schema_says_so() -> N
         | {"scenario": "deals", "items": {"id": ["a"]}}
     )
     assert EventDecoder(lenient).impression(data).scenario == "home"
+
+
+def scenario_in(schema: SchemaConfig, scenario: str) -> str:
+    return EventDecoder(schema).impression(changed(IMPRESSION, "scenario", scenario)).scenario
+
+
+def test_the_default_scenario_may_be_another_than_the_first() -> None:
+    lenient = dataclasses.replace(SCHEMA, unknown_scenario="default", default_scenario="search")
+    assert scenario_in(lenient, "deals") == "search" and scenario_in(lenient, "home") == "home"
+    with pytest.raises(ValueError, match="default_scenario: 'moon' is not allowed; one of home, search"):
+        dataclasses.replace(SCHEMA, default_scenario="moon")
+
+
+@pytest.mark.parametrize("name", ["d", "deals", "Deals_2026", "shop.de:top-10", "x" * 64])
+def test_a_growing_schema_lets_names_through(name: str) -> None:
+    growing = dataclasses.replace(SCHEMA, unknown_scenario="add")
+    assert scenario_in(growing, name) == name
+    assert growing.schema_hash() == SCHEMA.schema_hash()
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "a b", "-x", "déals", "a/b", "a\n", "all", "default"])
+def test_a_growing_schema_refuses_what_is_no_name(name: str) -> None:
+    growing = dataclasses.replace(SCHEMA, unknown_scenario="add")
+    with pytest.raises(DecodeError, match=r"^scenario: .* is not allowed; 1 to 64 letters") as refused:
+        scenario_in(growing, name)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 250
 
 
 def test_an_absent_event_id_is_a_hash_of_the_other_fields() -> None:
