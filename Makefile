@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3.11"; exit 2; }
 	@echo "Installing into .venv, a minute or two ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench,studies]'
 	@touch $@
 
 demo: $(INSTALLED) ## The whole loop on this machine, with a page to watch it learn; Ctrl-C ends it

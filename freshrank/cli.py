@@ -39,6 +39,9 @@ COMMANDS = {
         "freshrank.gates:gates",
         "Shows how a trained model's gates use their experts: mean weights, entropies, dead experts, distances of tasks.",  # noqa: E501 - as in its own help
     ),
+    "compare": CommandRow(
+        "freshrank.compare:compare", "Compares models on SOURCE: a recorded log, or a data set by name or folder."
+    ),
     "study": CommandRow("freshrank.study:study", "Measures parts of the product in synthetic worlds with known truth."),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
     "snapshot": CommandRow("freshrank.snapshot:snapshot", "Shows the published snapshots."),
