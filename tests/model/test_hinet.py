@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.experts import GatedExperts
 from model.hinet import HiNet
 from model.hinet_config import HiNetConfig
 from model.inputs import RowInputs
@@ -228,20 +229,45 @@ def test_one_sub_expert_is_its_own_mlp_and_its_gate_gets_no_gradient() -> None:
     assert grad is not None and grad[-1].abs().max() == 0 and grad[:-1].abs().max() > 0
 
 
-def test_permuting_sub_experts_with_their_gates_changes_nothing() -> None:
-    config = HiNetConfig(**TINY, num_shared_experts=3, num_scenario_experts=3)
-    net, x_BD, scenario_B = tiny(config, 2), rows(6), [0, 1, 1, 0, 0, 1]
-    before, bank, order = run(net, x_BD, scenario_B), net.shared.experts, [2, 0, 1]
+def reordered(bank: GatedExperts, experts: list[int], gates: list[int]) -> None:
+    """Gives a bank its experts and gate logits in another order."""
+    num_experts, hidden, _ = bank.out_weight.shape
+    first = [k * hidden + unit for k in experts for unit in range(hidden)] + [num_experts * hidden + g for g in gates]
     with torch.no_grad():
-        first = torch.cat([torch.arange(k * 5, k * 5 + 5) for k in order] + [torch.tensor([15 + k for k in order])])
         for parameter, index in (
             (bank.in_weight, first),
             (bank.in_bias, first),
-            (bank.out_weight, order),
-            (bank.out_bias, order),
+            (bank.out_weight, experts),
+            (bank.out_bias, experts),
         ):
             parameter.copy_(parameter[index])
+
+
+def test_permuting_sub_experts_with_their_gates_changes_nothing() -> None:
+    config = HiNetConfig(**TINY, num_shared_experts=3, num_scenario_experts=3)
+    net, x_BD, scenario_B = tiny(config, 2), rows(6), [0, 1, 1, 0, 0, 1]
+    before = run(net, x_BD, scenario_B)
+    reordered(net.shared.experts, [2, 0, 1], [2, 0, 1])
     assert torch.allclose(run(net, x_BD, scenario_B), before, rtol=0, atol=1e-12)
+
+
+def test_permuting_experts_of_a_cgc_with_their_gates_changes_nothing() -> None:
+    net, x_BD, scenario_B = tiny(CONFIGS["unequal counts"], 2), rows(6), [0, 1, 1, 0, 0, 1]
+    before = run(net, x_BD, scenario_B)
+    # own experts of tasks 0 and 1, then three shared ones; a gate sees two own and three shared
+    reordered(net.gates[0].experts, [1, 0, 2, 3, 5, 6, 4], [1, 0, 3, 4, 2, 5, 6, 8, 9, 7])
+    assert torch.allclose(run(net, x_BD, scenario_B), before, rtol=0, atol=1e-12)
+
+
+def test_permuting_tasks_with_their_parameters_permutes_the_logits() -> None:
+    net, x_BD, scenario_B = tiny(CONFIGS["unequal counts"], 2), rows(6), [0, 1, 1, 0, 0, 1]
+    before = run(net, x_BD, scenario_B)
+    for cgc, tower in zip(net.gates, net.towers, strict=True):
+        reordered(cgc.experts, [2, 3, 0, 1, 4, 5, 6], [*range(5, 10), *range(5)])
+        with torch.no_grad():
+            for parameter in tower.parameters():
+                parameter.copy_(parameter[[1, 0]])
+    assert torch.allclose(run(net, x_BD, scenario_B), before[:, [1, 0]], rtol=0, atol=1e-12)
 
 
 def test_permuting_rows_permutes_logits_and_a_row_stands_alone() -> None:

@@ -1,7 +1,7 @@
 """HiNet's switches: what each of them changes, and which go together. Their equations: `test_hinet`."""
 
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,10 +12,13 @@ from model.foreign_heads import foreign_heads_loss
 from model.hinet import HiNet
 from model.hinet_config import HiNetConfig
 from model.inputs import RowInputs
+from model.learner import Learner
 from model.network import NetworkInputs
+from model.step_report import StepReport
 from tests.model import hinet_reference as reference
 from tests.model.networks import inputs, run, shape
 from tests.model.test_hinet import CONFIGS, TINY, WIDTH, rows, tiny
+from tests.model.worlds import SCHEMA, TINY_NET, columns, labels, tiny_config
 
 torch.set_num_threads(1)
 SCENARIOS = [0, 1, 2, 0, 1]
@@ -171,6 +174,58 @@ def test_loss_of_foreign_heads_takes_every_row_for_a_negative() -> None:
                     expected_T[j] += lambda_BT[b, j].item() * min(weight_BT[b, j].item(), 5.0) * negative / 4
     ours_T = foreign_heads_loss(logits_BMT, scenario_B, mask_BT, weight_BT, lambda_BT, max_weight=5.0)
     assert torch.allclose(ours_T, torch.tensor(expected_T).double(), rtol=1e-12)
+
+
+def step(
+    config: HiNetConfig, tasks_on: tuple[bool, bool] = (True, True)
+) -> tuple[Learner, set[str], StepReport, Tensor]:
+    """Makes a step on rows of `home` and `search`. Returns learner, moved parameters, report, and the scores before."""
+    learner, rng = Learner(SCHEMA, tiny_config(hinet=config), 0), np.random.default_rng(0)
+    batch, given = learner.encode(columns(rng, 6, 24)), labels(rng, 24)
+    rows_B = np.flatnonzero(batch.scenario_B != 2)
+    batch, given = batch.take(rows_B), given.take(rows_B)
+    given = replace(given, mask_BT=np.tile(tasks_on, (len(rows_B), 1)))
+    learner.trained.has_negative_MT[:] = True  # positives are learned at once
+    before = {name: parameter.detach().clone() for name, parameter in learner.trained.net.named_parameters()}
+    scores_BT = torch.from_numpy(learner.score(batch))
+    report = learner.learn(batch, given)
+    after = dict(learner.trained.net.named_parameters())
+    return learner, {name for name in before if not torch.equal(before[name], after[name])}, report, scores_BT
+
+
+GLOBAL = replace(TINY_NET, task_layer="global")
+
+
+@pytest.mark.parametrize("loss_rows", ["own", "all"])
+def test_rows_of_other_scenarios_move_a_head_only_if_the_loss_has_all_rows(loss_rows: Literal["own", "all"]) -> None:
+    _, moved, report, scores_BT = step(replace(GLOBAL, loss_rows=loss_rows))
+    assert any(name.startswith("towers.0.") for name in moved)
+    assert any(name.startswith("towers.2.") for name in moved) == (loss_rows == "all")
+    assert torch.equal(torch.from_numpy(report.logits_BT), scores_BT)
+
+
+def test_rows_of_all_scenarios_lower_the_logits_of_foreign_heads() -> None:
+    learner, _, report, _ = step(replace(GLOBAL, loss_rows="all"))
+    own = step(GLOBAL)[2]
+    assert report.loss > own.loss + 1.0  # two foreign heads and two tasks, about log 2 each
+    assert learner.trained.net.learns_foreign_heads
+
+
+def test_a_task_whose_masks_are_all_off_leaves_its_towers_alone() -> None:
+    learner, moved, _, _ = step(TINY_NET, tasks_on=(True, False))
+    assert "towers.0.weights.0" in moved
+    adam = learner.trained.adam.state[learner.trained.parameters["towers.0.weights.0"]]
+    assert adam["exp_avg"][0].abs().max() > 0 and adam["exp_avg"][1].abs().max() == 0
+
+
+def test_the_released_network_trains_on_dropped_out_features_and_scores_without() -> None:
+    config = replace(HiNetConfig.released(), **TINY, tower=(3,))
+    learner, moved, report, scores_BT = step(config)
+    assert report.made and {"affine.scale", "shared_task_experts.out_weight", "towers.2.biases.0"} <= moved
+    assert torch.equal(torch.from_numpy(report.logits_BT), scores_BT)
+    twin = step(config)[0]
+    for name, parameter in learner.trained.net.named_parameters():
+        assert torch.equal(parameter, dict(twin.trained.net.named_parameters())[name])
 
 
 @pytest.mark.parametrize(
