@@ -220,7 +220,8 @@ class HMoE(Network):
     def _foreign_BM(self, row_offsets: Sequence[int]) -> Tensor:
         """Returns rho of each row's scenario, [B, M]."""
         num_rows = [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)]
-        return self.rho_MM.repeat_interleave(torch.tensor(num_rows, device=self.rho_MM.device), dim=0)
+        rows_M = torch.tensor(num_rows, device=self.rho_MM.device)
+        return self.rho_MM.repeat_interleave(rows_M, dim=0, output_size=row_offsets[-1])
 
 
 def _log_mass(terms: list[Tensor], rho_BM: Tensor) -> Tensor:

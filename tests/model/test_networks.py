@@ -215,6 +215,23 @@ def test_a_scenario_that_opens_moves_the_others_continuously(architecture: Archi
 
 
 @every_network
+def test_a_network_that_grew_is_saved_and_loaded(architecture: Architecture) -> None:
+    if architecture in CANNOT_GROW:
+        pytest.skip("does not grow")
+    net, loaded, x_BD = built(architecture, 2), built(architecture, 2, seed=None), random_x()
+    for one in (net, loaded):
+        one.add_scenario(1)
+        one.add_scenario(2)
+    net.open_scenario(2, 0.25)
+    loaded.load_state_dict(net.state_dict())
+    scenario_B = [row % 4 for row in range(10)]
+    assert torch.equal(run(loaded, x_BD, range(10), scenario_B), run(net, x_BD, range(10), scenario_B))
+    for one in (net, loaded):
+        one.open_scenario(3, 0.5)
+    assert torch.equal(run(loaded, x_BD, range(10), scenario_B), run(net, x_BD, range(10), scenario_B))
+
+
+@every_network
 def test_gates_give_one_to_their_experts(architecture: Architecture) -> None:
     usage = built(architecture).gate_usage(inputs_of(random_x(), range(10), [0, 4, 4, 10]))
     assert len({(one.gate, one.scenario, one.task) for one in usage}) == len(usage)
