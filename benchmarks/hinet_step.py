@@ -5,10 +5,12 @@ is all of `Learner.learn`: look-up, admission, forward, loss, backward, guard, c
 
 Peers, in the same run: `plain loop`, the same network with one `nn.Linear` at a time on one `nn.Embedding` per field
 (sparse gradients, sparse Adagrad; its ids are rows already, so it looks nothing up and admits nothing); `plain loop,
-dense only`, without its embeddings; and `matrix products`, the bare GEMMs of our step on the same shapes.
+dense only`, without its embeddings; `matrix products`, the bare float32 GEMMs of our step on the same shapes; and `bfloat16
+products`, our step with `model.precision: bfloat16`.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,7 +42,9 @@ SCHEMA = SchemaConfig(
 )
 
 
-def batches(num_requests: int, rng: np.random.Generator) -> list[RowColumns]:
+def batches(
+    num_requests: int, rng: np.random.Generator, *, num_rows: int = NUM_ROWS, num_batches: int = NUM_BATCHES
+) -> list[RowColumns]:
     """Returns batches whose rows belong to `num_requests` requests; ids and values are Zipf distributed."""
 
     def values(count: int, vocabulary: int) -> list[str]:
@@ -50,13 +54,13 @@ def batches(num_requests: int, rng: np.random.Generator) -> list[RowColumns]:
         RowColumns(
             scenario=[SCHEMA.scenarios[i] for i in rng.choice(3, num_requests, p=SHARES)],
             user_id=values(num_requests, 100_000),
-            item_id=values(NUM_ROWS, 100_000),
-            request_index_B=np.sort(np.arange(NUM_ROWS) % num_requests),
+            item_id=values(num_rows, 100_000),
+            request_index_B=np.sort(np.arange(num_rows) % num_requests),
             user={f"u{n}": values(num_requests, 100) for n in range(7)},
             context={f"c{n}": values(num_requests, 20) for n in range(4)},
-            item={f"i{n}": values(NUM_ROWS, 1_000) for n in range(7)},
+            item={f"i{n}": values(num_rows, 1_000) for n in range(7)},
         )
-        for _ in range(NUM_BATCHES)
+        for _ in range(num_batches)
     ]
 
 
@@ -258,6 +262,7 @@ def figure(preset: str) -> Figure:
         "plain loop": cpu_rate(plain_step(config.network, with_embeddings=True)),
         "plain loop, dense only": cpu_rate(plain_step(config.network, with_embeddings=False)),
         "matrix products": cpu_rate(products_step(config.network)),
+        "bfloat16 products": cpu_rate(learner_step(replace(config, precision="bfloat16"), NUM_ROWS)),
         "slates of 10": cpu_rate(learner_step(config, -(-NUM_ROWS // 10))),
     }
     ours, ceiling = runs.pop("ours"), runs["matrix products"].per_cpu_s
