@@ -35,12 +35,16 @@ COMMANDS = {
     "verify-join": CommandRow(
         "freshrank.verify_join:verify_join", "Verifies the joiner's labels: lost, double, contradictory, wrong."
     ),
+    "compare": CommandRow(
+        "freshrank.compare:compare", "Compares models on SOURCE: a recorded log, or a data set by name or folder."
+    ),
+    "tune": CommandRow(
+        "freshrank.tune:tune",
+        "Searches for the settings of a model with the least progressive NE on SOURCE, as mean over its tasks.",
+    ),
     "gates": CommandRow(
         "freshrank.gates:gates",
         "Shows how a trained model's gates use their experts: mean weights, entropies, dead experts, distances of tasks.",  # noqa: E501 - as in its own help
-    ),
-    "compare": CommandRow(
-        "freshrank.compare:compare", "Compares models on SOURCE: a recorded log, or a data set by name or folder."
     ),
     "study": CommandRow("freshrank.study:study", "Measures parts of the product in synthetic worlds with known truth."),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
