@@ -31,6 +31,7 @@ from model.trainer import Trainer, TrainerConfig
 from stream.schema import SchemaConfig, UnknownScenario
 from tests.model.example_log import METRICS, SCHEMA, Clock, new_trainer
 from tests.model.growing_log import GROWING, GROWING_MODEL, GROWTH, Naming, deals_from, growing_log
+from tests.model.test_checkpoint import CrashError
 from tests.model.test_resume import after_rounds, assert_same_bits, never
 from tests.model.train_child import CONFIG
 
@@ -304,6 +305,37 @@ def test_being_stopped_and_started_all_the_time_changes_no_bit(uninterrupted: Tr
             break
     assert len(shares - {0.0, 1.0}) > 1, "it was stopped while the scenario opened, or this test shows nothing"
     assert_same_bits(trainer, uninterrupted)
+
+
+@pytest.mark.parametrize("where", ["before growing", "after growing", "while opening"])
+def test_a_crash_changes_no_bit(
+    uninterrupted: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    crashing = grown_trainer(checkpoint_dir=tmp_path)
+    model = crashing.learner.trained
+    grow, open_scenarios = model.add_scenario, model.open_scenarios
+
+    def crash_growing(name: str) -> None:
+        if where == "after growing":
+            grow(name)
+        raise CrashError
+
+    def crash_opening(scenario_B: npt.NDArray[np.int64]) -> None:
+        open_scenarios(scenario_B)
+        if len(model.registry.names) == 3 and 0.3 < opened(crashing) < 1.0:
+            raise CrashError
+
+    if where == "while opening":
+        monkeypatch.setattr(model, "open_scenarios", crash_opening)
+    else:
+        monkeypatch.setattr(model, "add_scenario", crash_growing)
+    with pytest.raises(CrashError):
+        crashing.run(never)
+    resumed = grown_trainer(checkpoint_dir=tmp_path)
+    assert resumed.resume()
+    assert len(resumed.learner.trained.registry.names) == (3 if where == "while opening" else 2)
+    resumed.run(never)
+    assert_same_bits(resumed, uninterrupted)
 
 
 def test_other_thresholds_of_opening_hold_from_the_resume_on(tmp_path: Path) -> None:

@@ -231,20 +231,21 @@ def parts(
     log: Log | None = None,
     limits: RequestLimits | None = None,
     sequence: SequenceConfig | None = None,
+    schema: SchemaConfig = SCHEMA,
 ) -> Parts:
     """Returns a ranker; without `redis_url` users have no sequences."""
     store, log, limits, clock = store or MemorySnapshotStore(), log or Log(), limits or RequestLimits(), Clock()
     stats, freshness = RankerStats(), FreshnessRecorder()
-    follower = SnapshotFollower(store, SCHEMA, stats, freshness)
+    follower = SnapshotFollower(store, schema, stats, freshness)
     numbers = iter(range(10**9))
     sequences: SequenceReader = NoSequences()
     if redis_url:
         sequences = RedisSequenceReader(redis_url, sequence or SequenceConfig(timeout_ms=500), stats, wall_ms)
     ranker = Ranker(
-        decoder=RequestDecoder(SCHEMA, limits, stats),
+        decoder=RequestDecoder(schema, limits, stats),
         sequences=sequences,
         follower=follower,
-        blender=Blender(tuple(SCHEMA.tasks), SCHEMA.scenarios, blender),
+        blender=Blender(tuple(schema.tasks), schema.scenarios, blender),
         log=EventLog(log, KafkaConfig(topic_prefix="t-"), stats),
         stats=stats,
         freshness=freshness,
