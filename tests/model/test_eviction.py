@@ -146,7 +146,7 @@ def test_any_history_equals_a_dictionary_of_rows(
 
     A copy that was given the first export and then only the deltas equals the table bit for bit.
     """
-    with mock.patch.object(eviction, "_MIN_QUEUE", 2):
+    with mock.patch.object(eviction, "_MIN_SAMPLE", 2):
         table, oracle = new_table(rules, device), Rows(rules)
         for place, name in enumerate(FIELDS):
             oracle.default[name] = Row(2 * place, table.weight[2 * place].tolist())
