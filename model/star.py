@@ -9,6 +9,7 @@ the star layers start as one shared network; the last star layer and the auxilia
 Letters: B rows, C width of [last hidden layer, auxiliary hidden layer], T tasks.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -132,7 +133,7 @@ class STAR(Network):
     def start_at(self, task: int, prior: float) -> None:
         """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
         with torch.no_grad():
-            self.star.biases[-1][task] = torch.logit(torch.tensor(prior, dtype=torch.float64))
+            self.star.biases[-1][task] = math.log(prior / (1 - prior))
             self.auxiliary.biases[-1][task] = 0.0
             for scenario in range(self.num_scenarios):
                 self._factors(scenario).biases[-1][task] = 0.0
