@@ -150,6 +150,8 @@ def _figures(loop: InProcessLoop) -> dict[str, Any]:
         "skew": {"n": trainer.metrics.num_skew, "mean": trainer.metrics.mean_skew},
         "steps": trainer.stats.steps,
         "skipped_steps": trainer.stats.skipped,
+        "scenarios_added": dict(trainer.learner.trained.registry.parents),
+        "unknown_rows": trainer.stats.unknown_rows,
         "snapshots": publisher.snapshots.total(),
         "versions": {"last": publisher.version, **publisher.snapshots, **publisher.failures},
     }
