@@ -5,8 +5,8 @@ is all of `Learner.learn`: look-up, admission, forward, loss, backward, guard, c
 
 Peers, in the same run: `plain loop`, the same network with one `nn.Linear` at a time on one `nn.Embedding` per field
 (sparse gradients, sparse Adagrad; its ids are rows already, so it looks nothing up and admits nothing); `plain loop,
-dense only`, without its embeddings; `matrix products`, the bare float32 GEMMs of our step on the same shapes; and `bfloat16
-products`, our step with `model.precision: bfloat16`.
+dense only`, without its embeddings; `matrix products`, the bare float32 GEMMs of our step on the same shapes; and
+`bfloat16 products`, our step with `model.precision: bfloat16`.
 """
 
 from collections.abc import Callable, Iterator
