@@ -334,3 +334,23 @@ def test_a_new_row_is_a_change_even_if_its_gradient_was_zero() -> None:
     base = table.clock
     learn(table, plain(), shown("b"), gradients=[[0.0] * WIDTH] * 3)
     assert table.changes(base)[0].tolist() == [value_key("item_id", "b")]
+
+
+@pytest.mark.parametrize("field", [0, 1, None])
+def test_oldest_rows_come_in_order_over_many_scans(field: int | None) -> None:
+    """Some are seen again meanwhile, some are freed; a limit in event time ends it exactly there."""
+    rng, seen = np.random.default_rng(0), eviction.LastSeen(20_000)
+    seen.field[:] = rng.integers(-1, 2, 20_000)
+    seen.clock[:] = rng.integers(1, 90, 20_000)
+    seen.ms[:], seen.now_ms = 10 * seen.clock, 1_000
+    oldest, taken = eviction.OldestRows(field), []
+    for clock in range(100, 180):
+        for count in (1, 200):
+            candidates = np.flatnonzero((seen.field == field) if field is not None else (seen.field >= 0))
+            candidates = candidates[(seen.ms[candidates] < 700) & (seen.clock[candidates] < clock)]
+            expected = candidates[np.argsort(seen.clock[candidates], kind="stable")][:count].tolist()
+            assert oldest.take(seen, count, clock=clock, before_ms=700).tolist() == expected
+            taken += expected
+        seen.free(rng.choice(20_000, 5, replace=False))
+        seen.see(rng.choice(np.flatnonzero(seen.clock < clock), 5, replace=False), clock)
+    assert len(taken) > 4_000
