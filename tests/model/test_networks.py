@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -240,6 +241,43 @@ def test_gates_give_one_to_their_experts(architecture: Architecture) -> None:
         assert len(one.weight_BK) == (4 if one.scenario == 0 else 6) and (one.weight_BK >= 0).all()
         assert torch.allclose(one.weight_BK.sum(dim=1), torch.ones(()).double(), rtol=0, atol=1e-9), one.gate
     assert usage or architecture in ("shared_bottom", "star", "esmm", "pepnet")
+
+
+@every_network
+def test_each_scenario_and_task_is_learned_beyond_its_base_rate(architecture: Architecture) -> None:
+    net, rng = built(architecture).float(), np.random.default_rng(0)
+    truth_MDT = torch.from_numpy(rng.normal(0.0, 0.5, (1, 32, 2)) + rng.normal(0.0, 0.2, (3, 32, 2))).float()
+    row_offsets = [0, 60, 100, 128]
+
+    def rows(seed: int) -> tuple[NetworkInputs, Tensor]:
+        """Returns rows whose order happens after a click only."""
+        rng = np.random.default_rng(seed)
+        x_BD = torch.from_numpy(rng.normal(size=(128, 32))).float()
+        sequence = in_type_of(histories([2] * 128, range(128), BLOCK_WIDTH, seed=seed), x_BD)
+        z_BT = torch.einsum("bd,bdt->bt", x_BD, truth_MDT.repeat_interleave(torch.tensor([60, 40, 28]), dim=0))
+        happens_BT = torch.from_numpy(rng.random((128, 2))) < z_BT.sigmoid()
+        label_BT = torch.stack([happens_BT[:, 0], happens_BT.all(dim=1)], dim=1).float()
+        return NetworkInputs(x=RowInputs(x_BD), row_offsets=row_offsets, sequence=sequence), label_BT
+
+    adam = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for step in range(30):
+        given, label_BT = rows(step)
+        logits_BT = net(replace(given, noise=torch.Generator().manual_seed(step)))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits_BT, label_BT)
+        auxiliary = net.auxiliary_loss()
+        adam.zero_grad()
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        adam.step()
+        net.after_step()
+    held_out = [rows(seed) for seed in range(1_000, 1_008)]
+    with torch.no_grad():
+        logits = [net(given) for given, _ in held_out]
+    for start, stop in pairwise(row_offsets):
+        label_NT = torch.cat([label_BT[start:stop] for _, label_BT in held_out])
+        logits_NT = torch.cat([logits_BT[start:stop] for logits_BT in logits])
+        entropy_T = torch.distributions.Bernoulli(label_NT.mean(dim=0)).entropy()
+        loss_NT = torch.nn.functional.binary_cross_entropy_with_logits(logits_NT, label_NT, reduction="none")
+        assert (loss_NT.mean(dim=0) < 0.95 * entropy_T).all(), (loss_NT.mean(dim=0) / entropy_T, start)
 
 
 @every_network
