@@ -1,4 +1,4 @@
-"""Every network in the learner: scored before it learns, resumed, served, grown."""
+"""Every network in the learner: scored before it learns, resumed, served."""
 
 from typing import get_args
 
@@ -17,7 +17,6 @@ from tests.model.worlds import SCHEMA, columns, labels
 
 torch.set_num_threads(1)
 
-CANNOT_GROW = {"aesm2"}
 architectures = pytest.mark.parametrize("architecture", get_args(Architecture))
 
 
@@ -73,19 +72,3 @@ def test_what_is_served_is_what_was_learned(architecture: Architecture) -> None:
     batch, _ = batches(model, 1, seed=5)[0]
     expected_BT = 1 / (1 + np.exp(-model.score(batch)))
     assert np.allclose(serving.score(batch), expected_BT, rtol=0, atol=1e-6)
-
-
-@architectures
-def test_a_scenario_is_added_to_a_model_in_training_or_refused_in_one_line(architecture: Architecture) -> None:
-    model = learner(architecture)
-    given = batches(model, 5)
-    for batch, given_labels in given[:3]:
-        model.learn(batch, given_labels)
-    before_BT = model.score(given[3][0])
-    if architecture in CANNOT_GROW:
-        with pytest.raises(ValueError, match=f"^architecture: {architecture} is not allowed with a new scenario"):
-            model.trained.add_scenario("kids")
-        return
-    model.trained.add_scenario("kids")
-    assert np.array_equal(model.score(given[3][0]), before_BT)
-    assert all(model.learn(batch, given_labels).made for batch, given_labels in given[3:])
