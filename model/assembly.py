@@ -109,7 +109,8 @@ class InputLayout:
         """Returns what a network sees of a batch sorted by scenario, for an evaluation forward."""
         x = self.inputs(source_UW, index_N, batch)
         sequence = self.sequence(source_UW, index_N, batch) if with_sequence else None
-        return NetworkInputs(x=x, row_offsets=row_offsets, sequence=sequence)
+        position_B = torch.from_numpy(batch.position_B).to(index_N.device)
+        return NetworkInputs(x=x, row_offsets=row_offsets, sequence=sequence, position_B=position_B)
 
     def inputs(self, source_UW: Tensor, index_N: Tensor, batch: EncodedBatch) -> RowInputs:
         """Returns the input rows: `source_UW[index_N]` in the fields' places, lists mean pooled.

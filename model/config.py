@@ -21,6 +21,7 @@ from model.network import Network, NetworkShape
 from model.optim import OptimConfig
 from model.pepnet import PEPNetConfig
 from model.ple import PLEConfig
+from model.position_bias import PositionBiasConfig, PositionBiased, PositionTower
 from model.precision import Precision
 from model.sequence_blocks import SequenceBlocks, SequenceBlocksConfig
 from model.shared_bottom import SharedBottomConfig
@@ -66,6 +67,8 @@ class ModelConfig:
     sequence: SequenceBlocksConfig | None = None
     """The user's last actions, read one by one, as further blocks of the network's input; absent: only pooled. Not with
     `architecture: closeup`, which reads them itself."""
+    position_bias: PositionBiasConfig | None = None
+    """A tower that takes the effect of the position shown off the network, in training only; absent: none."""
     precision: Precision = "float32"
     """Type of the operands of the network's matrix products, in training and serving; `bfloat16` is about 1.5 times as
     fast where the CPU has such products, and a little coarser. Everything else stays float32."""
@@ -121,4 +124,7 @@ class ModelConfig:
             net = NETWORKS[self.architecture].build(self.network, shape, seed=seed)
             return net if self.domain_gate is None else DomainGate(self.domain_gate, net, seed=seed)
 
-        return build(shape) if self.sequence is None else SequenceBlocks(self.sequence, shape, build, seed=seed)
+        net = build(shape) if self.sequence is None else SequenceBlocks(self.sequence, shape, build, seed=seed)
+        if self.position_bias is None:
+            return net
+        return PositionBiased(net, shape, PositionTower(self.position_bias, shape, seed=seed))

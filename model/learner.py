@@ -121,6 +121,9 @@ class Learner:
             if not model.net.scores_as_it_learns:
                 with torch.no_grad():
                     score_BT = model.net(replace(inputs, noise=None)).float()
+        bias_BT, own_BT = model.net.position_bias(inputs, score_BT), score_BT
+        if bias_BT is not None:
+            logits_BT, own_BT = logits_BT + bias_BT, score_BT + bias_BT.detach()
         # 3 (progressive metrics: the caller's, from the report's logits)
         # 4 loss
         lambda_BT = self._cell_weights()[scenario_B]
@@ -128,7 +131,7 @@ class Learner:
         if labels.delayed is not None:
             weighed_BT = trained_BT if cold_BT is None else trained_BT & ~cold_BT[order_B]
             weighed = self._policy_weights(
-                labels.delayed.take(order_B), label_BT, weighed_BT, score_BT, c_BC.detach().float(), scenario_B
+                labels.delayed.take(order_B), label_BT, weighed_BT, own_BT, c_BC.detach().float(), scenario_B
             )
             label_BT, weight_BT = weighed.target_BT, weight_BT * weighed.factor_BT
         loss_T, num_capped = multi_scenario_loss(

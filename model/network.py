@@ -59,6 +59,8 @@ class NetworkInputs:
     """M + 1 places: rows come sorted by scenario, those of scenario i are `row_offsets[i]` to `row_offsets[i + 1]`."""
     sequence: SequenceInputs | None = None
     """The users' histories; given to networks that say `uses_sequence`."""
+    position_B: Tensor | None = None
+    """Where each item was shown, -1 where it was not; for `position_bias` only."""
     noise: torch.Generator | None = None
     """None: evaluation. Given: a training forward, and dropout masks or gate noise are drawn from it."""
 
@@ -106,6 +108,10 @@ class Network(nn.Module):
         """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
         raise NotImplementedError
 
+    def position_bias(self, inputs: NetworkInputs, logits_BT: Tensor) -> Tensor | None:
+        """Returns what a training forward adds for the positions shown to its `task_logits`, [B, T]; None: nothing."""
+        return None
+
     def auxiliary_loss(self) -> Tensor | None:
         """Returns what the last training forward adds to the loss, if anything."""
         return None
@@ -139,6 +145,10 @@ class Network(nn.Module):
 
         Nothing to do in a network whose rows see nothing of other scenarios.
         """
+
+    def for_serving(self) -> "Network":
+        """Returns the network without the parts that only training needs; it shares the others."""
+        return self
 
     def gate_usage(self, inputs: NetworkInputs) -> list[GateUsage]:
         """Returns what each gate gave to each of its experts, row by row; empty for a network without gates."""

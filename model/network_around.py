@@ -14,6 +14,7 @@ class NetworkAround(Network):
     def __init__(self, network: Network, shape: NetworkShape) -> None:
         super().__init__(shape, representation_width=network.representation_width)
         self.network = network
+        self.num_scenarios = network.num_scenarios
         self.scores_as_it_learns = network.scores_as_it_learns
         self.uses_sequence = network.uses_sequence
         self.learns_foreign_heads = network.learns_foreign_heads

@@ -64,7 +64,7 @@ class ServingModel:
         layout = InputLayout(
             encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
         )
-        net = config.build_network(layout.network_shape(schema), seed=None)
+        net = config.build_network(layout.network_shape(schema), seed=None).for_serving()
         registry = registry or ScenarioRegistry.of(schema)
         grow(net, registry)
         empty = cls(

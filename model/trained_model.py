@@ -171,7 +171,8 @@ class TrainedModel:
     def _serving(self, *, since: int) -> dict[str, Tensor]:
         keys, weights, evicted = self.table.changes(since)
         self._exported_clock = self.table.clock
-        tensors = {f"dense.{name}": tensor.clone() for name, tensor in self.net.state_dict().items()}
+        served = self.net.for_serving().state_dict()
+        tensors = {f"dense.{name}": tensor.clone() for name, tensor in served.items()}
         return tensors | {
             "rows.keys": torch.from_numpy(keys),
             "rows.weights": weights,
