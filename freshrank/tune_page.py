@@ -33,6 +33,8 @@ def tune_page(result: Mapping[str, Any]) -> str:
         f'<div class="cards">{"".join(cells)}</div>',
     ]
     if best:
+        if best["mean_ne"] >= baseline["mean_ne"]:
+            body += ["<p>No trial was better than the configuration as it was given.</p>"]
         body += ["<h2>The best configuration</h2>", f"<pre><code>{escape(result['best_yaml'])}</code></pre>"]
         body += ["<h2>How the search went</h2>", _course(ended, baseline["mean_ne"])]
         body += ["<h2>Best trials</h2>", _trials_table(ended)]
