@@ -33,14 +33,14 @@ def test_tasks_agree_as_far_as_they_are_told_to(correlation: float) -> None:
     config = ConflictWorldConfig(
         task_correlation=correlation, scenario_correlation=1.0, taste_width=400, num_users=50, num_items=50
     )
-    taste_TZ = ConflictWorld(config, seed=3)._taste_MTZ[0]
+    taste_TZ = ConflictWorld(config, seed=3)._user_taste_MTF[0]
     assert np.corrcoef(taste_TZ)[0, 1] == pytest.approx(correlation, abs=0.15)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 1.0])
 def test_scenarios_agree_as_far_as_they_are_told_to(correlation: float) -> None:
     config = ConflictWorldConfig(scenario_correlation=correlation, taste_width=400, num_users=50, num_items=50)
-    taste_MZ = ConflictWorld(config, seed=3)._taste_MTZ[:, 0]
+    taste_MZ = ConflictWorld(config, seed=3)._user_taste_MTF[:, 0]
     assert np.corrcoef(taste_MZ)[0, 1] == pytest.approx(correlation, abs=0.15)
 
 
