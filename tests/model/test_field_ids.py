@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from freshrank.config import load_config
 from freshrank.strict import ConfigError, build
+from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig, model_fields
 from model.field_ids import NO_LIMIT, FieldIdsConfig, IdRules
@@ -64,6 +66,12 @@ def test_settings_come_from_plain_data() -> None:
     assert config.fields == {"user_id": FieldIdsConfig(ttl_ms=5, admission_rule="probability")}
     with pytest.raises(ConfigError, match=r"e\.fields\.user_id\.ttl is not a setting; did you mean ttl_ms\?"):
         build(EmbeddingConfig, {"fields": {"user_id": {"ttl": 5}}}, "e")
+
+
+def test_settings_of_fields_reach_a_ranker_through_a_manifest() -> None:
+    fields = {"user_id": FieldIdsConfig(ttl_ms=5, admission_rule="probability")}
+    config = ModelConfig(embedding=EmbeddingConfig(fields=fields))
+    assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(config)), ModelConfig) == config
 
 
 @pytest.mark.parametrize("field", ["user_id", "user"])
