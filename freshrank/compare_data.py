@@ -8,17 +8,18 @@ In a recorded log every task is joined by the policy `wait`: labels are learned 
 each is trained and judged once, and models are compared, not label policies. Letters: B rows, T tasks.
 """
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from freshrank.movielens import CHUNK_ROWS, read_ml_1m
 from freshrank.movielens import FILES as ML_1M_FILES
+from freshrank.movielens import read_ml_1m
 from freshrank.ranklens import convert_ranklens
 from model.examples import ExampleDecoder, TrainRows
 from model.features import EncodedBatch, FeatureEncoder, Field, RowColumns
@@ -30,6 +31,8 @@ from stream.join import JoinConfig, JoinCore
 from stream.recorded import RecordedLog
 from stream.schema import Impression, SchemaConfig, TaskConfig
 
+CHUNK_ROWS = 4096
+"""Rows encoded at once, at least: faster than one batch after the other."""
 SourceKind = Literal["ml-1m", "ranklens", "log"]
 
 
@@ -118,9 +121,7 @@ def load(
 def _ml_1m_batches(
     path: Path, schema: SchemaConfig, encoder: FeatureEncoder, batch_rows: int
 ) -> Iterator[CompareBatch]:
-    waiting: list[CompareBatch] = []
-    num_waiting = 0
-    for chunk in read_ml_1m(path, schema):
+    for chunk in read_ml_1m(path, schema, chunk_rows=batch_rows * math.ceil(CHUNK_ROWS / batch_rows)):
         is_known_BT = np.ones(chunk.label_BT.shape, np.bool_)
         labels = LabelBatch(
             label_BT=chunk.label_BT,
@@ -129,18 +130,8 @@ def _ml_1m_batches(
             first_BT=is_known_BT,
         )
         encoded = encoder.encode_columns(chunk.columns)
-        waiting.append(
-            CompareBatch(encoded=encoded, labels=labels, judged_BT=is_known_BT, user_B=_users(chunk.columns))
-        )
-        num_waiting += len(chunk.label_BT)
-        if num_waiting >= batch_rows:
-            whole = _concat(waiting)
-            num_full = num_waiting - num_waiting % batch_rows
-            yield from (whole.take(slice(start, start + batch_rows)) for start in range(0, num_full, batch_rows))
-            waiting = [whole.take(slice(num_full, num_waiting))] if num_full < num_waiting else []
-            num_waiting -= num_full
-    if waiting:
-        yield _concat(waiting)
+        whole = CompareBatch(encoded=encoded, labels=labels, judged_BT=is_known_BT, user_B=_users(chunk.columns))
+        yield from (whole.take(slice(start, start + batch_rows)) for start in range(0, whole.num_rows, batch_rows))
 
 
 def _ranklens_batches(
@@ -182,22 +173,21 @@ def _emission_batches(emissions: Iterable[Emission], batch_rows: int) -> Iterato
 def _emissions(path: Path, schema: SchemaConfig, join: JoinConfig) -> Iterator[Emission]:
     """Yields what becomes known, in the order of its triggers. Events come by event time: no watermark lags behind."""
     core = JoinCore(schema, join)
-    offsets = {True: 0, False: 0}
+    num_impressions = num_feedback = clock_ms = 0
     with tempfile.TemporaryDirectory() as folder:
         with RecordedLog(path, schema, dead_letter=Path(folder) / "dead-letter.jsonl") as log:
-            clock_ms = 0
             for event, clock_ms in log:
                 yield from core.advance(clock_ms - 1)
-                is_impression = isinstance(event, Impression)
                 if isinstance(event, Impression):
-                    yield from core.observe_impression(event, offsets[True])
+                    yield from core.observe_impression(event, num_impressions)
+                    num_impressions += 1
                 else:
-                    yield from core.observe_feedback(event, offsets[False])
-                offsets[is_impression] += 1
+                    yield from core.observe_feedback(event, num_feedback)
+                    num_feedback += 1
             if log.counters.malformed:
                 num = log.counters.malformed
                 raise ValueError(f"{path}: {num} lines cannot be read; `freshrank replay` names them")
-        yield from core.advance(clock_ms + schema.max_window_ms + join.grace_ms + 1)
+    yield from core.advance(clock_ms + schema.max_window_ms + join.grace_ms + 1)
 
 
 def _waiting(task: TaskConfig) -> TaskConfig:
@@ -227,23 +217,3 @@ def _decoded(
 def _users(columns: RowColumns) -> npt.NDArray[np.int64]:
     keys_R = np.array([value_key("user_id", user_id) for user_id in columns.user_id], np.int64)
     return keys_R[columns.request_index_B]
-
-
-def _concat(parts: list[CompareBatch]) -> CompareBatch:
-    if len(parts) == 1:
-        return parts[0]
-
-    def labels(name: str) -> npt.NDArray[Any]:
-        return np.concatenate([getattr(part.labels, name) for part in parts])
-
-    return CompareBatch(
-        encoded=EncodedBatch.concat([part.encoded for part in parts]),
-        labels=LabelBatch(
-            label_BT=labels("label_BT"),
-            mask_BT=labels("mask_BT"),
-            weight_BT=labels("weight_BT"),
-            first_BT=labels("first_BT"),
-        ),
-        judged_BT=np.concatenate([part.judged_BT for part in parts]),
-        user_B=np.concatenate([part.user_B for part in parts]),
-    )

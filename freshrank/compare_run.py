@@ -62,8 +62,10 @@ class Comparison:
         """Sizes all networks, so that what cannot be compared is refused before anything runs.
 
         Raises:
-            ValueError: a model that is unknown or cannot be brought to the budget.
+            ValueError: a model that is unknown or cannot be brought to the budget, a peer that is not installed.
         """
+        for name in set(config.models) & set(PEERS):
+            PEERS[name].check()
         self._data, self._config, self._cpu_s = data, config, cpu_s
         self._base = equal_inputs(model)
         self._sized = {name: self._size(name) for name in config.models if name not in PEERS}

@@ -32,7 +32,6 @@ TASKS = {"click": lambda rating: rating > 3, "like": lambda rating: rating > 4, 
 """What of a rating each task predicts."""
 FILES = ("ml-1m.inter", "ml-1m.item", "ml-1m.user")
 HISTORY_LENGTH = 50
-CHUNK_ROWS = 4096
 _COLUMNS = {
     "ml-1m.inter": ("user_id", "item_id", "rating", "timestamp"),
     "ml-1m.item": ("item_id", "release_year", "genre"),
@@ -54,8 +53,8 @@ class _Rating(NamedTuple):
     rating: float
 
 
-def read_ml_1m(path: Path, schema: SchemaConfig) -> Iterator[LabelledRows]:
-    """Yields all ratings in time order, in chunks of `CHUNK_ROWS`.
+def read_ml_1m(path: Path, schema: SchemaConfig, *, chunk_rows: int = 4096) -> Iterator[LabelledRows]:
+    """Yields all ratings in time order, in chunks of `chunk_rows`.
 
     Raises:
         ValueError: no such files, or a value in them that is not what it should be (named with its line); scenarios or
@@ -74,8 +73,8 @@ def read_ml_1m(path: Path, schema: SchemaConfig) -> Iterator[LabelledRows]:
     ]
     ratings.sort(key=lambda rating: rating.timestamp)
     histories: defaultdict[str, _History] = defaultdict(_History)
-    for start in range(0, len(ratings), CHUNK_ROWS):
-        chunk = ratings[start : start + CHUNK_ROWS]
+    for start in range(0, len(ratings), chunk_rows):
+        chunk = ratings[start : start + chunk_rows]
         seen = []
         for rating in chunk:
             history = histories[rating.user_id]

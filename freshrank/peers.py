@@ -100,7 +100,7 @@ class VowpalWabbit:
         return " ".join(parts)
 
 
-VW_ARGUMENTS = ("--loss_function", "logistic", "-b", "24", "-l", "0.05", "--adaptive", "--invariant")
+VW_ARGUMENTS = ("--loss_function", "logistic", "-b", "22", "-l", "0.05", "--adaptive", "--invariant")
 _VW_MASK = (1 << 31) - 1
 
 
@@ -175,12 +175,18 @@ class Peer(NamedTuple):
     make: Callable[[Sequence[Field], Sequence[float], int], OnlineModel]
     """From the fields, the logit at which each task starts, and the seed."""
     is_random: bool
+    module: str
+    """What must be installed."""
+
+    def check(self) -> None:
+        """Raises PeerError: the module is not installed."""
+        _needed(self.module)
 
 
 PEERS: Mapping[str, Peer] = {
-    "vw": Peer(VowpalWabbit, is_random=False),
-    "river_lr": Peer(_river_lr, is_random=False),
-    "river_fm": Peer(_river_fm, is_random=True),
+    "vw": Peer(VowpalWabbit, is_random=False, module="vowpalwabbit"),
+    "river_lr": Peer(_river_lr, is_random=False, module="river"),
+    "river_fm": Peer(_river_fm, is_random=True, module="river"),
 }
 """`river_fm` goes without the user's history: its cost grows with the square of the values of a row."""
 
