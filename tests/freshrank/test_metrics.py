@@ -14,6 +14,7 @@ from freshrank.train import readings
 from model.source import MemoryExampleSource
 from stream.emission import JoinCounters
 from tests.model.example_log import new_trainer, partition_log
+from tests.model.growing_log import GROWING, GROWING_MODEL, deals_from, growing_log
 
 UNITS = (
     "_total",
@@ -55,6 +56,17 @@ def test_counters_are_shown_under_their_names_and_help() -> None:
     assert scrape.value("freshrank_joiner_slates_total") == 3
     assert scrape.value("freshrank_joiner_feedback_late_total") == 2
     assert b"# HELP freshrank_joiner_slates_total Impressions that were joined." in body
+
+
+def test_trainer_shows_a_scenario_that_was_added() -> None:
+    log = {0: growing_log(1, 12, deals_from(9))}
+    trainer = new_trainer(source=MemoryExampleSource(log), schema=GROWING, model=GROWING_MODEL)
+    trainer.run(lambda: False)
+    scrape = Scrape.parse(exposition(registry("trainer", lambda: readings(trainer)))[0].decode())
+    assert scrape.value("freshrank_trainer_scenarios_added_total") == 1
+    assert scrape.value("freshrank_trainer_unknown_rows_total") == trainer.stats.unknown_rows > 0
+    shown = {labels for name, labels in scrape.samples if name == "freshrank_trainer_window_rows"}
+    assert {("deals", task) for task in GROWING.tasks} <= shown
 
 
 def test_trainer_shows_the_ids_of_every_field() -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,10 @@ from model.growth import GrowthConfig, NameCounts, check_growth
 from model.hinet import HiNet
 from model.labels import LabelBatch
 from model.learner import Learner
+from model.position_bias import PositionBiasConfig
 from model.scenario_registry import ScenarioRegistry
+from model.sequence_blocks import SequenceBlocksConfig
+from model.serving import ServingModel
 from model.source import MemoryExampleSource
 from model.store import MemorySnapshotStore
 from model.task_heads import SettledRows
@@ -83,9 +87,13 @@ def logits(learner: Learner, batch: EncodedBatch) -> Tensor:
 # The network and its optimiser at the moment of growth.
 
 
-@pytest.mark.parametrize("architecture", sorted(set(NETWORKS) - NOT_GROWABLE))
-def test_growth_moves_no_score_of_any_network(architecture: str) -> None:
-    learner = Learner(GROWING, ModelConfig(architecture=architecture, growth=GROWTH), seed=0)  # type: ignore[arg-type]
+NETS: dict[str, Any] = {name: {"architecture": name} for name in sorted(set(NETWORKS) - NOT_GROWABLE)}
+NETS |= {"with sequence": {"sequence": SequenceBlocksConfig()}, "with bias": {"position_bias": PositionBiasConfig()}}
+
+
+@pytest.mark.parametrize("network", NETS)
+def test_growth_moves_no_score_of_any_network(network: str) -> None:
+    learner = Learner(GROWING, ModelConfig(growth=GROWTH, **NETS[network]), seed=0)
     rows = decoded(learner)
     for one in rows[:3]:
         learn(learner, one)
@@ -102,7 +110,10 @@ def test_growth_moves_no_score_of_any_network(architecture: str) -> None:
     assert deals_BT.isfinite().all() and not torch.equal(deals_BT, logits(learner, renamed(probe, "moon")))
     for index in (2, 3):
         learner.trained.net.open_scenario(index, 0.5)
-    assert logits(learner, probe).isfinite().all()
+    served = ServingModel.from_full(
+        GROWING, learner.config, learner.trained.serving_full(), learner.trained.registry
+    ).score(probe)
+    assert torch.equal(torch.from_numpy(served), logits(learner, probe).sigmoid())
 
 
 def moments(learner: Learner) -> dict[str, dict[str, Tensor]]:

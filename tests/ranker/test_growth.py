@@ -2,21 +2,22 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from model.store import MemorySnapshotStore
+from model.store import MemorySnapshotStore, SnapshotStore, StoreConfig
+from model.store_redis import RedisSnapshotStore
 from model.trainer import Trainer, TrainerConfig
 from ranker.api import RankResponse
 from ranker.exceptions import RequestError
 from stream.schema import SchemaConfig
 from tests.model.example_log import METRICS, Clock, new_trainer
 from tests.model.growing_log import GROWING, GROWING_MODEL, deals_from, growing_log
-from tests.ranker.given import BLENDER, Parts, parts
+from tests.ranker.given import BLENDER, Parts, parts, redis_process
 from utility_blender.blend import BlenderConfig
 from utility_blender.explore import ExploreConfig
 
@@ -38,9 +39,14 @@ REQUEST = {
 class Loop:
     """A trainer that publishes after each message, and a ranker that follows at once."""
 
-    def __init__(self, schema: SchemaConfig = GROWING, blender: BlenderConfig = BLENDER) -> None:
+    def __init__(
+        self,
+        schema: SchemaConfig = GROWING,
+        blender: BlenderConfig = BLENDER,
+        store: SnapshotStore | None = None,
+    ) -> None:
         self.clock = Clock()
-        store = MemorySnapshotStore()
+        store = store or MemorySnapshotStore()
         config = TrainerConfig(batch_rows=12, publish_interval_ms=1, metrics=METRICS)
         self.trainer: Trainer = new_trainer(
             store=store, config=config, clock=self.clock, schema=schema, model=GROWING_MODEL
@@ -73,8 +79,21 @@ def scores(answer: RankResponse) -> dict[str, dict[str, float]]:
     return {item.id: item.scores for item in answer.items}
 
 
-def test_old_scenarios_keep_every_bit_and_the_new_one_starts_as_its_donor(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop()
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest) -> Iterator[SnapshotStore]:
+    if request.param == "memory":
+        yield MemorySnapshotStore()
+        return
+    with redis_process() as redis:
+        of_redis = RedisSnapshotStore(redis.url, "main", StoreConfig())
+        yield of_redis
+        of_redis.close()
+
+
+def test_old_scenarios_keep_every_bit_and_the_new_one_starts_as_its_donor(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = Loop(store=store)
     model = loop.trainer.learner.trained
     grow: Callable[[str], None] = model.add_scenario
     answers: dict[str, list[RankResponse]] = {"home": [], "search": [], "deals": []}

@@ -64,6 +64,7 @@ def test_a_ranking_is_answered_from_the_newest_version_and_logged(client: Client
     client.publish("delta")
     answer = client.rank()
     assert (answer["snapshot"], answer["degraded"], answer["explore"]) == (2, [], False)
+    assert answer["scenario"] == "home"
     assert answer["model_age_ms"] == client.given.clock.now_ms - 2_000
     assert [item["position"] for item in answer["items"]] == [0, 1, 2, 3, 4]
     assert set(answer["items"][0]["scores"]) == {"click", "order"}
