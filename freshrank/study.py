@@ -1,4 +1,4 @@
-"""`freshrank study`: experiments in worlds with known truth."""
+"""`freshrank study`: experiments, in worlds with known truth or on recorded logs."""
 
 import json
 import sys
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from freshrank.study_frontier import frontier
+from freshrank.study_networks_command import networks
 
 if TYPE_CHECKING:
     from freshrank.study_delays import DelayStudyConfig
@@ -16,6 +19,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.group()
 def study() -> None:
     """Measures parts of the product in synthetic worlds with known truth."""
+
+
+study.add_command(frontier)
+study.add_command(networks)
 
 
 @study.command()
