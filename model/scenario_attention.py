@@ -5,8 +5,9 @@
 rho_im in [0, 1] says how far scenario m is admitted to the rows of scenario i (rho_ii = 0), and r_i = max_m rho_im.
 With rho = 1 off the diagonal this is the published softmax over the M-1 others; M = 1 gives 0, M = 2 gives 1.
 
-The table is computed at a fixed size, rho = 0 outside the M scenarios there are: kernels sum in another order for
-another size, and a new scenario must not move the old ones by a bit. Letters: M scenarios, N = capacity, e width.
+As code it is r_i softmax(z_i + log rho_i), with a finite log of 0 that the softmax makes an exact 0 of. The table is
+computed at a fixed size, rho = 0 outside the M scenarios there are: kernels sum in another order for another size, and
+a new scenario must not move the old ones by a bit. Letters: M scenarios, N = capacity, e width.
 """
 
 from collections.abc import Callable
@@ -22,11 +23,14 @@ from model.sei import GateActivation, activated
 SanSoftmax = Literal["others", "all_then_zero"]
 SanGate = Literal["linear", "relu_bottleneck"]
 
+_LOG_OF_0 = -1e30
+
 
 class ScenarioAttention(Drawn):
     """The table a_MM and the scenarios' admission to it."""
 
-    rho_NN: Tensor
+    log_rho_NN: Tensor
+    reach_N1: Tensor
     share_N: Tensor
     donor_N: Tensor
 
@@ -53,21 +57,17 @@ class ScenarioAttention(Drawn):
         is_live_N = torch.arange(size) < num_scenarios
         self.register_buffer("share_N", is_live_N.float())
         self.register_buffer("donor_N", torch.full((size,), -1))
-        self.register_buffer("rho_NN", torch.zeros(size, size))
+        self.register_buffer("log_rho_NN", torch.zeros(size, size))
+        self.register_buffer("reach_N1", torch.zeros(size, 1))
         self._set_rho()
 
     def forward(self) -> Tensor:
         """Returns a_MM: row i holds scenario i's weights of the scenarios m; its diagonal is zero."""
         input_Ne = self.embedding if self.bottleneck is None else self.bottleneck(self.embedding)
         z_NN = activated(F.linear(input_Ne, self.weight, self.bias), self._gate_activation)
-        is_others = self._softmax == "others"
-        admitted_NN = self.rho_NN if is_others else self.rho_NN + self.share_N.diag()
-        is_open_NN = admitted_NN > 0
-        top_N1 = torch.where(is_open_NN, z_NN, -torch.inf).amax(dim=1, keepdim=True).detach().nan_to_num(neginf=0.0)
-        n_NN = admitted_NN * torch.where(is_open_NN, z_NN - top_N1, 0.0).exp()
-        sum_N1 = n_NN.sum(dim=1, keepdim=True)
-        a_NN = admitted_NN.amax(dim=1, keepdim=True) * n_NN / torch.where(sum_N1 > 0, sum_N1, 1.0)
-        a_NN = a_NN if is_others else a_NN * self.rho_NN
+        a_NN = self.reach_N1 * (z_NN + self.log_rho_NN).softmax(dim=1)
+        if self._softmax == "all_then_zero":
+            a_NN = a_NN.fill_diagonal_(0.0)
         return a_NN[: self.num_scenarios, : self.num_scenarios]
 
     def add_scenario(self, donor: int) -> None:
@@ -101,14 +101,16 @@ class ScenarioAttention(Drawn):
         A column is its scenario's share. A scenario sees of those before it what its donor sees, and of the donor, who
         does not see itself, its own share: then its first row is the donor's, and every entry follows one share.
         """
-        rho_NN = torch.zeros_like(self.rho_NN)
+        rho_NN = torch.zeros_like(self.log_rho_NN)
         for i, donor in enumerate(self.donor_N[: self.num_scenarios].tolist()):
             rho_NN[i] = self.share_N
             if donor >= 0:
                 rho_NN[i, :i] = rho_NN[donor, :i]
                 rho_NN[i, donor] = self.share_N[i]
-            rho_NN[i, i] = 0.0
-        self.rho_NN.copy_(rho_NN)
+            if self._softmax == "others":
+                rho_NN[i, i] = 0.0
+        self.reach_N1.copy_(rho_NN.amax(dim=1, keepdim=True))
+        self.log_rho_NN.copy_(rho_NN.log().clamp_min(_LOG_OF_0))
 
     def _reallocate(self) -> None:
         """Makes room for more scenarios; the parameters are new ones then."""
@@ -117,7 +119,8 @@ class ScenarioAttention(Drawn):
             setattr(self, name, nn.Parameter(torch.cat([old, old.new_zeros(self._step, *old.shape[1:])])))
         self.share_N = F.pad(self.share_N, (0, self._step))
         self.donor_N = F.pad(self.donor_N, (0, self._step), value=-1)
-        self.rho_NN = F.pad(self.rho_NN, (0, self._step, 0, self._step))
+        self.log_rho_NN = F.pad(self.log_rho_NN, (0, self._step, 0, self._step))
+        self.reach_N1 = F.pad(self.reach_N1, (0, 0, 0, self._step))
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws embedding and weights of the scenarios there are; the gate's bias is zero, and so is the free room."""

@@ -167,7 +167,7 @@ def test_two_scenarios_give_the_attention_gate_no_gradient() -> None:
 def test_a_half_opened_scenario_weighs_its_share() -> None:
     net = tiny(CONFIGS["small"], 2)
     assert net.attention is not None
-    net.attention.rho_NN[0, 1] = 0.25
+    net.open_scenario(1, 0.25)
     assert torch.allclose(net.attention(), torch.tensor([[0.0, 0.25], [1.0, 0.0]]).double())
 
 
