@@ -133,10 +133,11 @@ class Tally:
             whole.merge(part)
         return whole
 
-    def add_cells(self, num_cells: int) -> None:
-        """Makes room for more cells, after those there are."""
-        self.sums = np.pad(self.sums, ((0, 0), (0, num_cells)))
-        self.histograms = np.pad(self.histograms, ((0, num_cells), (0, 0), (0, 0)))
+    def with_cells(self, num_cells: int) -> "Tally":
+        """Returns the same counts with room for more cells, after those there are."""
+        larger, num_old = Tally(self.sums.shape[1] + num_cells), self.sums.shape[1]
+        larger.sums[:, :num_old], larger.histograms[:num_old] = self.sums, self.histograms
+        return larger
 
     def clear(self) -> None:
         """Back to nothing counted."""

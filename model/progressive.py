@@ -88,9 +88,9 @@ class Series:
         self._ring[self._current].add(scored)
 
     def add_cells(self, num_cells: int) -> None:
-        """Makes room for more cells, after those there are."""
-        for tally in self._named().values():
-            tally.add_cells(num_cells)
+        """Makes room for more cells, after those there are; whoever reads meanwhile sees the old ones or the new."""
+        self.lifetime = self.lifetime.with_cells(num_cells)
+        self._ring = [tally.with_cells(num_cells) for tally in self._ring]
 
     def window(self) -> Tally:
         """Returns the sums over the sliding window."""
@@ -126,8 +126,8 @@ class Cohorts:
     def add_cells(self, num_cells: int) -> None:
         """Makes room for more cells, after those there are."""
         self._num_cells += num_cells
-        for tally in self._named().values():
-            tally.add_cells(num_cells)
+        self.closed = self.closed.with_cells(num_cells)
+        self._open = {index: tally.with_cells(num_cells) for index, tally in self._open.items()}
 
     def add(self, scored: ScoredLabels, impression_ms: Int64Array) -> None:
         """Counts some labels in, each under its impression's time."""

@@ -277,3 +277,33 @@ def test_kept_scores_survive_a_resume() -> None:
 def test_impossible_settings_are_named(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}: {value} is not allowed; at least"):
         new_metrics(**{name: value})
+
+
+def test_a_scenario_that_comes_later_leaves_every_figure_as_it_was() -> None:
+    metrics, same = (ProgressiveMetrics(("home",), ("click",), MetricsConfig(cohort_ms=1_000), 9_000) for _ in range(2))
+    rng = np.random.default_rng(0)
+
+    def batch(scenario: int) -> dict[str, Any]:
+        return {
+            "scenario_B": np.full(20, scenario),
+            "impression_ms_B": rng.integers(0, 9_000, 20),
+            "label_BT": rng.integers(0, 2, (20, 1)).astype(np.float32),
+            "settled_BT": np.ones((20, 1), np.bool_),
+            "pre_step_logit_BT": rng.normal(size=(20, 1)),
+            "served_BT": rng.random((20, 1)),
+        }
+
+    for _ in range(3):
+        rows = batch(0)
+        metrics.update(**rows)
+        same.update(**rows)
+    metrics.add_scenario("deals")
+    for span in ("lifetime", "window", "closed"):
+        assert metrics.report(span)["click"]["home"] == same.report(span)["click"]["home"]
+        assert metrics.report(span)["click"]["deals"]["n"] == 0
+    metrics.update(**batch(1))
+    for one in (metrics, same):
+        one.advance(100_000, 1_000)
+    assert metrics.report("closed")["click"]["home"] == same.report("closed")["click"]["home"]
+    assert metrics.report("closed")["click"]["deals"]["n"] == 20 == metrics.report("window")["click"]["deals"]["n"]
+    assert metrics.report("closed")["click"]["all"]["n"] == 80
