@@ -119,7 +119,7 @@ class InputLayout:
         """
         num_requests, num_rows = batch.num_requests, batch.num_rows
         request, request_list, item, item_list = _parts(index_N, batch)
-        request_index_B = torch.from_numpy(batch.request_index_B)
+        request_index_B = torch.from_numpy(batch.request_index_B).to(index_N.device)
         request_parts = [F.embedding(request.view(batch.request_keys_FR.shape).t(), source_UW)]
         item_parts = [F.embedding(item.view(batch.item_keys_FB.shape).t(), source_UW)]
         if batch.request_lists:
@@ -176,5 +176,5 @@ def _pooled(source_UW: Tensor, index: Tensor, lists: Sequence[KeyLists], num_ent
     """Returns the mean of each entry's values, [num_entries, fields, W]; a value that stands twice counts twice."""
     starts = np.cumsum([0] + [len(one.keys_N) for one in lists])
     offsets = np.concatenate([one.offsets[:-1] + start for one, start in zip(lists, starts, strict=False)])
-    bags = F.embedding_bag(index, source_UW, torch.from_numpy(offsets), mode="mean")
+    bags = F.embedding_bag(index, source_UW, torch.from_numpy(offsets).to(index.device), mode="mean")
     return bags.view(len(lists), num_entries, source_UW.shape[1]).transpose(0, 1)

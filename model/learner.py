@@ -35,7 +35,10 @@ class Learner:
     changes nothing.
     """
 
-    def __init__(self, schema: SchemaConfig, config: ModelConfig, seed: int) -> None:
+    def __init__(
+        self, schema: SchemaConfig, config: ModelConfig, seed: int, device: torch.device | None = None
+    ) -> None:
+        """`device`: where the arithmetic runs; the CPU if left out."""
         self.encoder = FeatureEncoder(schema, config.encoding)
         self.config = config
         self._num_tasks = len(schema.tasks)
@@ -45,7 +48,8 @@ class Learner:
         self._layout = InputLayout(
             self.encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
         )
-        self.trained = TrainedModel(schema, self._layout, config, seed)
+        self._device = device or torch.device("cpu")
+        self.trained = TrainedModel(schema, self._layout, config, seed, self._device)
 
     @property
     def num_steps(self) -> int:
@@ -59,7 +63,7 @@ class Learner:
     def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
         """Returns the logits, [B, T], and changes nothing."""
         inputs, order_B = self._inputs(self.resolved(batch))
-        with torch.no_grad(), products_in(self.config.precision):
+        with torch.no_grad(), products_in(self.config.precision, self._device.type):
             return _unsorted(self.trained.net(inputs), order_B)
 
     def resolved(self, batch: EncodedBatch) -> EncodedBatch:
@@ -111,10 +115,10 @@ class Learner:
         leaf_UW = lookup.weight_UW.clone().requires_grad_()
         # 2 score: without dropout and batch statistics one forward serves the score and the loss
         inputs = self._layout.network_inputs(
-            leaf_UW, torch.from_numpy(lookup.index_N), batch, row_offsets, with_sequence=model.net.uses_sequence
+            leaf_UW, self._tensor(lookup.index_N), batch, row_offsets, with_sequence=model.net.uses_sequence
         )
         inputs = replace(inputs, noise=model.step_noise())
-        with products_in(self.config.precision):
+        with products_in(self.config.precision, self._device.type):
             c_BC = model.net.representation(inputs)
             logits_BT = model.net.task_logits(c_BC, row_offsets).float()
             score_BT = logits_BT.detach()
@@ -131,26 +135,31 @@ class Learner:
         if labels.delayed is not None:
             weighed_BT = trained_BT if cold_BT is None else trained_BT & ~cold_BT[order_B]
             weighed = self._policy_weights(
-                labels.delayed.take(order_B), label_BT, weighed_BT, own_BT, c_BC.detach().float(), scenario_B
+                labels.delayed.take(order_B),
+                label_BT,
+                weighed_BT,
+                own_BT.cpu(),
+                c_BC.detach().float().cpu(),
+                scenario_B,
             )
             label_BT, weight_BT = weighed.target_BT, weight_BT * weighed.factor_BT
         loss_T, num_capped = multi_scenario_loss(
             logits_BT,
-            torch.from_numpy(label_BT),
-            torch.from_numpy(trained_BT),
-            torch.from_numpy(weight_BT),
-            torch.from_numpy(lambda_BT),
+            self._tensor(label_BT),
+            self._tensor(trained_BT),
+            self._tensor(weight_BT),
+            self._tensor(lambda_BT),
             max_weight=self.config.loss.max_example_weight,
         )
         if model.net.learns_foreign_heads:
-            with products_in(self.config.precision):
+            with products_in(self.config.precision, self._device.type):
                 all_BMT = model.net.all_head_logits(c_BC).float()
             loss_T = loss_T + foreign_heads_loss(
                 all_BMT,
-                torch.from_numpy(scenario_B),
-                torch.from_numpy(trained_BT),
-                torch.from_numpy(weight_BT),
-                torch.from_numpy(lambda_BT),
+                self._tensor(scenario_B),
+                self._tensor(trained_BT),
+                self._tensor(weight_BT),
+                self._tensor(lambda_BT),
                 max_weight=self.config.loss.max_example_weight,
             )
         # What weighs nothing has nothing to say; NaN counts, so that the finite check sees it.
@@ -230,8 +239,8 @@ class Learner:
         if not len(rows_B):
             return 0
         inputs, order_B = self._inputs(batch.take(rows_B))
-        with torch.no_grad(), products_in(self.config.precision):
-            sorted_BC = self.trained.net.representation(inputs).float()
+        with torch.no_grad(), products_in(self.config.precision, self._device.type):
+            sorted_BC = self.trained.net.representation(inputs).float().cpu()
         c_BC = torch.empty_like(sorted_BC)
         c_BC[torch.from_numpy(order_B)] = sorted_BC
         num_skipped = 0
@@ -257,9 +266,13 @@ class Learner:
         with torch.no_grad():
             weight, uses_sequence = self.trained.table.weight, self.trained.net.uses_sequence
             inputs = self._layout.network_inputs(
-                weight, torch.from_numpy(rows_N), batch, row_offsets, with_sequence=uses_sequence
+                weight, self._tensor(rows_N), batch, row_offsets, with_sequence=uses_sequence
             )
         return inputs, order_B
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        """Returns the array where the arithmetic runs."""
+        return torch.from_numpy(array).to(self._device)
 
     def _cell_weights(self) -> npt.NDArray[np.float32]:
         """Returns each (scenario, task)'s weight in the loss, [M, T]."""
@@ -274,7 +287,7 @@ class Learner:
 
 def _unsorted(logits_BT: Tensor, order_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     result_BT = np.empty(tuple(logits_BT.shape), np.float32)
-    result_BT[order_B] = logits_BT.float().numpy()
+    result_BT[order_B] = logits_BT.float().cpu().numpy()
     return result_BT
 
 

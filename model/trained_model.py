@@ -29,11 +29,14 @@ STATE_FORMAT = 3
 class TrainedModel:
     """The parts of a model in training; the learner's steps change them."""
 
-    def __init__(self, schema: SchemaConfig, layout: InputLayout, config: ModelConfig, seed: int) -> None:
+    def __init__(
+        self, schema: SchemaConfig, layout: InputLayout, config: ModelConfig, seed: int, device: torch.device
+    ) -> None:
         num_scenarios, num_tasks = len(schema.scenarios), len(schema.tasks)
         self.growth = ScenarioGrowth(schema, config.growth)
-        self.table = EmbeddingTable(layout, config.embedding, seed)
-        self.net = config.build_network(layout.network_shape(schema), seed=seed)
+        self.table = EmbeddingTable(layout, config.embedding, seed, device)
+        # Drawn on the CPU, so that a seed gives the same network everywhere.
+        self.net = config.build_network(layout.network_shape(schema), seed=seed).to(device)
         for index, task in enumerate(schema.tasks):
             if task in config.priors:
                 self.net.start_at(index, config.priors[task])
@@ -85,12 +88,12 @@ class TrainedModel:
         return named_generator(self._seed, f"step/{self.num_steps}")
 
     def state(self) -> dict[str, Tensor]:
-        """Returns everything for a bit-exact resume, flat, as copies."""
+        """Returns everything for a bit-exact resume, flat, as copies in host memory."""
         tensors = {f"rows.{name}": tensor for name, tensor in self.table.state().items()}
-        tensors |= {f"dense.{name}": tensor.clone() for name, tensor in self.net.state_dict().items()}
+        tensors |= {f"dense.{name}": _copied(tensor) for name, tensor in self.net.state_dict().items()}
         for name, parameter in self.parameters.items():
             for moment, tensor in self.adam.state.get(parameter, {}).items():
-                tensors[f"adam.{moment}.{name}"] = tensor.clone()
+                tensors[f"adam.{moment}.{name}"] = _copied(tensor)
         tensors |= {f"heads.{name}": tensor for name, tensor in self.heads.state().items()}
         tensors |= {f"weighting.{name}": tensor for name, tensor in self.weighting.state().items()}
         tensors["loss.share_MT"] = torch.from_numpy(self.shares.share_MT.copy())
@@ -131,7 +134,9 @@ class TrainedModel:
         for name, parameter in self.parameters.items():
             moments = {m: tensors.get(f"adam.{m}.{name}") for m in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:
-                self.adam.state[parameter] = {m: tensor.clone() for m, tensor in moments.items() if tensor is not None}
+                self.adam.state[parameter] = {
+                    m: tensor.to(parameter.device, copy=True) for m, tensor in moments.items() if tensor is not None
+                }
         self.table.load_state(rows)
         self.heads.load_state(_under("heads.", tensors))
         self.weighting.load_state(_under("weighting.", tensors))
@@ -172,13 +177,17 @@ class TrainedModel:
         keys, weights, evicted = self.table.changes(since)
         self._exported_clock = self.table.clock
         served = self.net.for_serving().state_dict()
-        tensors = {f"dense.{name}": tensor.clone() for name, tensor in served.items()}
+        tensors = {f"dense.{name}": _copied(tensor) for name, tensor in served.items()}
         return tensors | {
             "rows.keys": torch.from_numpy(keys),
-            "rows.weights": weights,
+            "rows.weights": weights.cpu(),
             "rows.evicted": torch.from_numpy(evicted),
-            "rows.reserved": self.table.reserved(),
+            "rows.reserved": self.table.reserved().cpu(),
         }
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
