@@ -1,6 +1,7 @@
 """Task weights: where they converge, what absence and noise do to them, their bounds, and resuming with them."""
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.architectures import Architecture
+from model.config import ModelConfig
+from model.embedding import EmbeddingConfig
 from model.gradient_weighting import MgdaConfig, PeLtrConfig
 from model.learner import Learner
 from model.loss_weighting import LossWeighting, loss_weighting
@@ -234,6 +238,20 @@ def test_n_steps_a_checkpoint_and_n_steps_are_2n_steps(method: str) -> None:
     assert any(name.startswith("weighting.") for name in state) == (method in ("uncertainty", "pe_ltr"))
     if method != "fixed":
         assert not np.allclose(second.trained.weighting.weights(), learner(method).trained.weighting.weights())
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_every_network_goes_on_from_a_checkpoint_with_every_method(architecture: Architecture) -> None:
+    for method in ("uncertainty", "mgda", "pe_ltr"):
+        config = ModelConfig(architecture=architecture, loss=METHODS[method], embedding=EmbeddingConfig(width=4))
+        whole, first, second = (Learner(SCHEMA, config, seed=0) for _ in range(3))
+        train(whole, np.random.default_rng(5), 6)
+        rng = np.random.default_rng(5)
+        train(first, rng, 3)
+        second.trained.load_state(first.trained.state(), first.trained.state_meta())
+        train(second, rng, 3)
+        state, expected = second.trained.state(), whole.trained.state()
+        assert all(torch.equal(state[name], expected[name]) for name in expected), method
 
 
 def test_fixed_weights_give_the_loss_they_always_gave() -> None:
