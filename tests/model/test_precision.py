@@ -43,7 +43,8 @@ def test_learning_goes_the_same_way(steps: int) -> None:
         exact, coarse = (learner.learn(learner.encode(rows), truth) for learner in learners)
         assert coarse.made and np.abs(exact.logits_BT - coarse.logits_BT).max() < 0.05
     state = learners[1].trained.state()
-    assert {state[name].dtype for name in state if name.startswith(("dense.", "adam.", "rows.weight"))} == {torch.float32}
+    lasting = [one for name, one in state.items() if name.startswith(("dense.", "adam.")) or name == "rows.weight"]
+    assert {one.dtype for one in lasting if one.is_floating_point()} == {torch.float32}
 
 
 def test_serving_gives_what_the_learner_scores() -> None:
