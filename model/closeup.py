@@ -151,8 +151,10 @@ class Closeup(Network):
     def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
         """Returns the logits, [B, T], from what `representation` returned."""
         logits = [torch.empty(0, self.shape.num_tasks, dtype=c_BC.dtype, device=c_BC.device)]
-        for scenario, start, stop in scenario_slices(row_offsets):
-            experts_BKe, m_BP = self._split(c_BC[start:stop])
+        # Splitting at once instead of slicing: the gradient of each slice would be as large as all of C.
+        parts = torch.split(c_BC, [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)])
+        for scenario, _, _ in scenario_slices(row_offsets):
+            experts_BKe, m_BP = self._split(parts[scenario])
             u_TBe = (self.gates[scenario](m_BP) @ experts_BKe).transpose(0, 1)
             if self._config.residual:
                 u_TBe = torch.cat([u_TBe, m_BP.expand(len(u_TBe), -1, -1)], dim=2)
@@ -172,8 +174,9 @@ class Closeup(Network):
     def _split(self, c_BC: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the experts' outputs, [B, K, e], and m, [B, P]."""
         num_experts, expert_width = self._config.num_experts, self._config.expert[-1]
-        experts_BKe = c_BC[:, : num_experts * expert_width].view(len(c_BC), num_experts, expert_width)
-        return experts_BKe, c_BC[:, num_experts * expert_width :]
+        experts_width = num_experts * expert_width
+        experts_BN, m_BP = torch.split(c_BC, [experts_width, c_BC.shape[1] - experts_width], dim=1)
+        return experts_BN.view(len(c_BC), num_experts, expert_width), m_BP
 
 
 def _groups(shape: NetworkShape) -> dict[str, list[str]]:

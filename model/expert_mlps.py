@@ -13,28 +13,42 @@ from model.seeding import Drawn, draw_uniform
 
 
 class ExpertMlps(Drawn):
-    """K multi-layer experts, relu and dropout after each layer, [B, P] -> [B, K, e]."""
+    """K multi-layer experts, relu and dropout after each layer, [B, P] -> [B, K, e].
+
+    The first layers of all experts are one product: rows `[k e, (k + 1) e)` of `in_weight` are expert k's. Later layers
+    are one batched product each.
+    """
 
     def __init__(self, width: int, hidden: Sequence[int], *, num_experts: int, dropout: float) -> None:
         super().__init__()
         self._dropout = dropout
-        widths = [width, *hidden]
-        shapes = [(num_experts, fan_in, out) for fan_in, out in zip(widths, widths[1:], strict=False)]
+        self._num_experts = num_experts
+        self.in_weight = nn.Parameter(torch.empty(num_experts * hidden[0], width))
+        self.in_bias = nn.Parameter(torch.empty(num_experts * hidden[0]))
+        shapes = [(num_experts, fan_in, out) for fan_in, out in zip(hidden, hidden[1:], strict=False)]
         self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
         self.biases = nn.ParameterList(torch.empty(num_experts, 1, out) for _, _, out in shapes)
 
     def forward(self, x_BP: Tensor, noise: torch.Generator | None) -> Tensor:
         """Returns every expert's output; with `noise` the dropout of a training forward is drawn from it."""
-        features_KBe = x_BP.expand(len(self.weights[0]), -1, -1)
+        first_BN = F.linear(x_BP, self.in_weight, self.in_bias)
+        num_rows, num_columns = first_BN.shape
+        first_BKe = first_BN.view(num_rows, self._num_experts, num_columns // self._num_experts)
+        features_KBe = self._dropped(F.relu(first_BKe), noise).transpose(0, 1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            features_KBe = F.relu(torch.baddbmm(bias, features_KBe, weight))
-            if noise is not None and self._dropout:
-                kept_KBe = torch.rand(features_KBe.shape, generator=noise) >= self._dropout
-                features_KBe = features_KBe * kept_KBe.to(features_KBe.device) / (1.0 - self._dropout)
+            features_KBe = self._dropped(F.relu(torch.baddbmm(bias, features_KBe, weight)), noise)
         return features_KBe.transpose(0, 1)
+
+    def _dropped(self, features: Tensor, noise: torch.Generator | None) -> Tensor:
+        if noise is None or not self._dropout:
+            return features
+        is_kept = torch.rand(features.shape, generator=noise).to(features.device) >= self._dropout
+        return features * is_kept / (1.0 - self._dropout)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""
+        for name in ("in_weight", "in_bias"):
+            draw_uniform(getattr(self, name), self.in_weight.shape[1], generator_of(name))
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
             draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))

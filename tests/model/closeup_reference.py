@@ -86,8 +86,9 @@ def row_logits(
     m = torch.cat(transform(under("mixer.", p), tokens, config.mixer_heads))
     experts = []
     for k in range(config.num_experts):
-        e = m
-        for layer in range(len(config.expert)):
+        rows = slice(k * config.expert[0], (k + 1) * config.expert[0])
+        e = torch.clamp(p["experts.in_weight"][rows] @ m + p["experts.in_bias"][rows], min=0)
+        for layer in range(len(config.expert) - 1):
             weight, bias = p[f"experts.weights.{layer}"][k], p[f"experts.biases.{layer}"][k, 0]
             e = torch.clamp(weight.T @ e + bias, min=0)
         experts.append(torch.cat([e, m]) if concat_each else e)

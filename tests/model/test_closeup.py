@@ -160,7 +160,9 @@ def test_experts_groups_and_scenarios_are_exchangeable() -> None:
         return twin
 
     order = torch.tensor([2, 0, 1])
-    by_expert = {one: state[one][order] for one in state if one.startswith("experts.")}
+    by_expert = {one: state[one][order] for one in state if one.startswith(("experts.weights", "experts.biases"))}
+    for one in ("experts.in_weight", "experts.in_bias"):
+        by_expert[one] = state[one].view(num_experts, -1, *state[one].shape[1:])[order].flatten(0, 1)
     for one in (one for one in state if one.startswith("gates.")):
         by_expert[one] = state[one].view(2, num_experts, -1)[:, order].flatten(0, 1).view_as(state[one])
     assert torch.allclose(other(by_expert)(inputs), ours_BT, rtol=0, atol=1e-12)
@@ -173,7 +175,7 @@ def test_experts_groups_and_scenarios_are_exchangeable() -> None:
         for one in state
         if one.startswith((f"group_hidden.{g}.", f"group_out.{g}."))
     }
-    by_group["experts.weights.0"] = state["experts.weights.0"][:, places]
+    by_group["experts.in_weight"] = state["experts.in_weight"][:, places]
     for i in range(2):
         by_group[f"gates.{i}.weight"] = state[f"gates.{i}.weight"][:, places]
         head = state[f"heads.{i}.weights.0"]
