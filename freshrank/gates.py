@@ -41,7 +41,7 @@ def gates_of(
     chunks = [batch.take(slice(start, start + CHUNK_ROWS)) for start in range(0, batch.num_rows, CHUNK_ROWS)]
     reports = gate_reports([usage for chunk in chunks for usage in learner.gate_usage(chunk)])
     if not reports:
-        raise ValueError(f"model.architecture: {model.architecture} has no gates to report")
+        raise ValueError(f"model.architecture: {model.architecture} has no gates between experts")
     names = learner.trained.registry.names
     return {
         "architecture": model.architecture,

@@ -210,10 +210,16 @@ class PLE(Network):
 
     def _usage(self, level: int, scenario: int, gate_BN: Tensor) -> list[GateUsage]:
         weight_BTn = self._own_weights(gate_BN)
-        return [
-            GateUsage(gate=f"level{level}", scenario=scenario, task=task, weight_BK=weight_BTn[:, task])
-            for task in range(self.shape.num_tasks)
-        ]
+        num_shared = self._config.num_shared_experts
+        shared = [f"shared.{k}" for k in range(num_shared)]
+        usage = []
+        for index, task in enumerate(self.shape.tasks):
+            experts = (*(f"{scenario}.{task}.{k}" for k in range(self._num_seen - num_shared)), *shared)
+            weight_Bn = weight_BTn[:, index]
+            usage.append(
+                GateUsage(gate=f"level{level}", scenario=scenario, task=index, weight_BK=weight_Bn, experts=experts)
+            )
+        return usage
 
     def _levels(self) -> list[Level]:
         return [level for level in self.levels if isinstance(level, Level)]

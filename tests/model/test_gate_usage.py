@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.architectures import NETWORKS, Architecture
+from model.config import ModelConfig
 from model.gate_usage import Expert, GateUsage, gate_reports, jensen_shannon
 from model.hinet_config import HiNetConfig
 from model.inputs import RowInputs
+from model.learner import Learner
 from model.network import NetworkInputs
 from tests.model.networks import inputs
 from tests.model.test_hinet import CONFIGS, TINY, rows, tiny
+from tests.model.worlds import SCHEMA, columns
 
 torch.set_num_threads(1)
 
@@ -142,6 +146,20 @@ def test_other_forms_of_hinet_have_the_gates_they_have(name: str, gates: set[str
     usages = tiny(CONFIGS[name], 3).gate_usage(inputs(rows(6), [0, 2, 4, 6]))
     assert {usage.gate for usage in usages} == gates
     assert all(torch.allclose(u.weight_BK.sum(dim=1), torch.ones(len(u.weight_BK)).double()) for u in usages)
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_every_network_has_gates_that_sum_to_one_and_a_report(architecture: Architecture) -> None:
+    learner = Learner(SCHEMA, ModelConfig(architecture=architecture), 0)
+    batch = learner.encode(columns(np.random.default_rng(0), 6, 24))
+    usages = learner.gate_usage(batch)
+    assert all(torch.allclose(u.weight_BK.sum(dim=1), torch.ones(len(u.weight_BK)), atol=1e-5) for u in usages)
+    for report in gate_reports(usages):
+        by_task: dict[int | None, list[int]] = {}
+        for head in report.heads:
+            by_task.setdefault(head.task, []).append(head.num_rows)
+        assert all(sum(counts) == 24 for counts in by_task.values()), report.gate
+    assert bool(usages) == (architecture not in {"shared_bottom", "star", "esmm", "pepnet"})
 
 
 def test_a_lone_scenario_has_no_attention_to_report() -> None:
