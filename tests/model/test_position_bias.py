@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from model.architectures import NETWORKS, Architecture
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig, RowColumns
@@ -19,6 +20,7 @@ from model.learner import Learner
 from model.network import NetworkInputs, NetworkShape
 from model.optim import OptimConfig
 from model.position_bias import PositionBiasConfig, PositionBiased, PositionTower
+from model.sequence_blocks import SequenceBlocksConfig
 from model.serving import ServingModel
 from stream.schema import SchemaConfig, TaskConfig
 from tests.model.worlds import SCHEMA, TINY_NET, columns, labels, tiny_config
@@ -145,6 +147,26 @@ def test_it_trains_resumes_and_serves_without_the_tower(precision: str) -> None:
     assert np.allclose(serving.apply_delta(learner.trained.serving_delta()).score(batch), expected, atol=slack)
     nowhere = dataclasses.replace(batch, position_B=np.full(40, -1))
     assert np.array_equal(serving.score(nowhere), serving.score(batch))
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_every_network_can_have_a_tower_and_sequences(architecture: Architecture) -> None:
+    sequence = None if architecture == "closeup" else SequenceBlocksConfig(blocks=1)
+    bias = PositionBiasConfig(hidden=4)
+    config = ModelConfig(architecture=architecture, position_bias=bias, sequence=sequence)
+    learner, rng = Learner(SCHEMA, config, seed=0), np.random.default_rng(0)
+    batch, given_labels = learner.encode(columns(rng, 6, 24)), labels(rng, 24)
+    scored = learner.score(batch)
+    before = learner.trained.state()
+    report = learner.learn(batch, given_labels)
+    assert report.skipped is None and np.allclose(report.logits_BT, scored, atol=1e-6)
+    after = learner.trained.state()
+    learned = {name for name in after if name.startswith("dense.") and not torch.equal(before[name], after[name])}
+    reader = "dense.network.sequence." if sequence is None else "dense.network.front.encoder."
+    assert {"dense.tower.position", "dense.tower.out", "dense.constant_MT"} < learned
+    assert any(name.startswith(reader) for name in learned)
+    serving = ServingModel.from_full(SCHEMA, config, learner.trained.serving_full())
+    assert np.allclose(serving.score(batch), 1 / (1 + np.exp(-learner.score(batch))), atol=1e-6)
 
 
 class World(NamedTuple):
