@@ -46,7 +46,8 @@ class SimConfig:
     time_scale: float = 1.0
     """Stretches all delays; above 0."""
     scenarios: dict[str, ScenarioConfig] = field(default_factory=default_scenarios)
-    """Scenarios by name, at least one; the names must be those of the run's `scenarios`."""
+    """Scenarios by name, at least one; the names must be those of the run's `scenarios`, and may be more under
+    `unknown_scenario: add`."""
     delays: dict[str, DelayConfig] = field(default_factory=_default_delays)
     """Delay of each action: click, order, hide."""
     utility: dict[str, float] = field(default_factory=lambda: {"click": 1.0, "order": 5.0, "hide": -2.0})
@@ -93,6 +94,9 @@ class SimConfig:
             )
         if not self.scenarios:
             raise ValueError("scenarios: at least one is needed")
+        first, scenario = next(iter(self.scenarios.items()))
+        if scenario.from_s > 0:
+            raise ValueError(f"scenarios.{first}.from_s: {scenario.from_s} is not allowed; 0 for the first scenario")
         for name, table in (("delays", self.delays), ("utility", self.utility)):
             if set(table) != set(ACTIONS):
                 raise ValueError(f"{name}: {sorted(table)} is not allowed; exactly {', '.join(ACTIONS)}")

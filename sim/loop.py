@@ -114,6 +114,7 @@ class Simulator:
         self._is_sending = False
         self._down_until_s = 0.0
         self._next_send_s = 0.0
+        self._started_s = 0.0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Runs until `should_stop`, which is asked ten times a second; waits for the calls under way, then returns."""
@@ -125,7 +126,8 @@ class Simulator:
             self._client.close()
 
     def _drive(self, pool: ThreadPoolExecutor, should_stop: Callable[[], bool]) -> None:
-        next_arrival_s = self._monotonic_s() + self._traffic.gap_s()
+        self._started_s = self._monotonic_s()
+        next_arrival_s = self._started_s + self._traffic.gap_s()
         while not should_stop():
             now_s = self._monotonic_s()
             while next_arrival_s <= now_s:
@@ -147,7 +149,7 @@ class Simulator:
         return max((due_ms - self._now_ms()) / 1_000, self._next_send_s - self._monotonic_s(), 0.001)
 
     def _arrive(self, pool: ThreadPoolExecutor, now_s: float) -> None:
-        user_id, scenario = self._traffic.next()
+        user_id, scenario = self._traffic.next(now_s - self._started_s)
         if now_s < self._down_until_s:
             self.counters.skipped_down += 1
             return

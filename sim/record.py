@@ -119,7 +119,7 @@ def record_events(config: SimConfig, num_requests: int) -> Iterator[Impression |
     for number in range(num_requests):
         now_ms += max(1, round(1_000 * traffic.gap_s()))
         yield from _arrivals(delivery, now_ms)
-        user_id, scenario = traffic.next()
+        user_id, scenario = traffic.next((now_ms - START_MS) / 1_000)
         candidates = world.candidates(user_id, scenario, now_ms, config.candidates)
         shown_K = rng.permutation(config.candidates)[: config.slate]
         known = truth(

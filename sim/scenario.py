@@ -19,10 +19,13 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioConfig:
-    """One scenario: its share of the traffic and the coefficients of the logits above."""
+    """One scenario: its share of the traffic, since when, and the coefficients of the logits above."""
 
     share: float = 1.0
-    """Share of the requests, relative to the other scenarios; above 0."""
+    """Share of the requests, relative to the other scenarios that are there; above 0."""
+    from_s: float = 0.0
+    """The scenario comes up so many seconds after the simulator's start, in a recorded log of event time; its share
+    counts from then on. At least 0, and 0 for the first scenario."""
     has_query: bool = False
     """Requests carry a query, the name of a category; otherwise it is missing."""
     examine_decay: float = 0.5
@@ -61,8 +64,9 @@ class ScenarioConfig:
                 raise ValueError(f"{coefficient.name}: {value} is not allowed; a finite number")
         if self.share <= 0:
             raise ValueError(f"share: {self.share} is not allowed; above 0")
-        if self.examine_decay < 0:
-            raise ValueError(f"examine_decay: {self.examine_decay} is not allowed; at least 0")
+        for name in ("from_s", "examine_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 0")
 
 
 def default_scenarios() -> dict[str, ScenarioConfig]:

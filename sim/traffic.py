@@ -1,10 +1,31 @@
 """Who asks for a ranking next, where, and when: Poisson arrivals of users in sessions."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from sim.catalogue import Floats
 from sim.config import SimConfig
+from sim.scenario import ScenarioConfig
+
+
+class _Mix(NamedTuple):
+    """The scenarios between two moments at which one comes up, and the ends of their shares from 0 to 1."""
+
+    names: tuple[str, ...]
+    edges: Floats
+
+    @classmethod
+    def at(cls, scenarios: Mapping[str, ScenarioConfig], run_s: float) -> "_Mix":
+        names = tuple(name for name, scenario in scenarios.items() if scenario.from_s <= run_s)
+        shares = np.array([scenarios[name].share for name in names])
+        return cls(names, np.cumsum(shares / shares.sum()))
+
+    def scenario(self, drawn: float) -> str:
+        place = int(np.searchsorted(self.edges, drawn, side="right"))
+        return self.names[min(place, len(self.names) - 1)]
 
 
 class Traffic:
@@ -15,23 +36,22 @@ class Traffic:
         self._rng = rng
         self._mean_gap_s = 1.0 / config.requests_per_s
         self._end_chance = 1.0 / config.session_requests
-        self._scenarios = tuple(config.scenarios)
-        shares = np.array([config.scenarios[name].share for name in self._scenarios])
-        self._scenario_edges = np.cumsum(shares / shares.sum())
+        self._starts_s = sorted({scenario.from_s for scenario in config.scenarios.values()})
+        self._mixes = [_Mix.at(config.scenarios, start_s) for start_s in self._starts_s]
         self._sessions = [self._new_user() for _ in range(config.num_sessions)]
 
     def gap_s(self) -> float:
         """Returns the time from one arrival to the next, in seconds."""
         return float(self._rng.exponential(self._mean_gap_s))
 
-    def next(self) -> tuple[str, str]:
-        """Returns the user id and the scenario of the next request."""
+    def next(self, run_s: float) -> tuple[str, str]:
+        """Returns the user id and the scenario of the next request, which comes `run_s` seconds after the start."""
         session = int(self._rng.integers(len(self._sessions)))
         user_id = self._sessions[session]
         if self._rng.random() < self._end_chance:
             self._sessions[session] = self._new_user()
-        place = int(np.searchsorted(self._scenario_edges, self._rng.random(), side="right"))
-        return user_id, self._scenarios[min(place, len(self._scenarios) - 1)]
+        mix = self._mixes[bisect_right(self._starts_s, run_s) - 1]
+        return user_id, mix.scenario(self._rng.random())
 
     def _new_user(self) -> str:
         return self._users[int(self._rng.integers(len(self._users)))]

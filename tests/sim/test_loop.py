@@ -16,6 +16,7 @@ from sim.client import RankClient
 from sim.config import SimConfig
 from sim.exceptions import UnreachableError
 from sim.loop import Simulator
+from sim.scenario import ScenarioConfig
 from sim.world import World
 
 CONFIG = SimConfig(num_users=50, num_items=100, requests_per_s=400.0, time_scale=0.02, retry_s=0.05, max_in_flight=8)
@@ -106,6 +107,25 @@ def test_users_ask_act_and_report(service: Service) -> None:
         assert feedback["item_id"] in request["candidates"]["id"][: request["size"]]
         assert feedback["action"] in ("click", "order", "hide")
     assert {request["scenario"] for request in service.requests.values()} == {"home", "search", "deals"}
+
+
+def test_users_come_to_a_late_scenario_when_its_time_has_come(service: Service) -> None:
+    scenarios = CONFIG.scenarios | {"events": ScenarioConfig(share=2.0, from_s=0.5)}
+    sim = simulator(service.url, replace(CONFIG, scenarios=scenarios))
+    seen_s: list[tuple[float, str]] = []
+
+    def rank(request: dict[str, Any]) -> list[str]:
+        seen_s.append((time.monotonic() - started_s, request["scenario"]))
+        ids: list[str] = request["candidates"]["id"]
+        return ids
+
+    service.rank = rank
+    started_s = time.monotonic()
+    run_until(sim, lambda: sum(scenario == "events" for _, scenario in seen_s) >= 200)
+    first_s = next(second for second, scenario in seen_s if scenario == "events")
+    assert first_s >= 0.5
+    assert {scenario for second, scenario in seen_s if second >= first_s} == {"home", "search", "deals", "events"}
+    assert sim.counters.requests_failed == 0
 
 
 def test_lift_tells_a_good_service_from_a_bad_one(service: Service) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sim.config import SimConfig
-from sim.record import RecordedFeedback, RecordedTruth, write_recorded_log
+from sim.record import START_MS, RecordedFeedback, RecordedTruth, write_recorded_log
+from sim.scenario import ScenarioConfig
 from stream.schema import Impression
 
 CONFIG = SimConfig(num_users=50, num_items=100)
@@ -87,6 +88,18 @@ def test_impressions_carry_what_a_service_would_have_known(noisy: Path) -> None:
         assert impression.sequence.ts == newest
         with_sequence += bool(newest)
     assert with_sequence > 300
+
+
+def test_a_late_scenario_comes_up_at_its_event_time(tmp_path: Path) -> None:
+    scenarios = CONFIG.scenarios | {"events": ScenarioConfig(share=1.0, from_s=2.0)}
+    write_recorded_log(tmp_path / "late", 600, 3, replace(CONFIG, scenarios=scenarios))
+    write_recorded_log(tmp_path / "never", 600, 3, CONFIG)
+    late, never = (read(tmp_path / name, "impressions.jsonl.gz", Impression) for name in ("late", "never"))
+    before = [impression for impression in late if impression.ts < START_MS + 2_000]
+    assert 100 < len(before) < 300
+    assert before == never[: len(before)]
+    share = np.mean([impression.scenario == "events" for impression in late[len(before) :]])
+    assert share == pytest.approx(0.5, abs=0.1)
 
 
 def test_an_unfinished_log_has_no_file_under_its_name(tmp_path: Path) -> None:

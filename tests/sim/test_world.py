@@ -122,6 +122,15 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
         SimConfig(**settings)
 
 
+def test_when_a_scenario_comes_up_is_checked_by_name() -> None:
+    with pytest.raises(ValueError, match="^from_s: -1.0 is not allowed; at least 0$"):
+        ScenarioConfig(from_s=-1.0)
+    late = ScenarioConfig(from_s=1.0)
+    with pytest.raises(ValueError, match=r"^scenarios\.home\.from_s: 1.0 is not allowed; 0 for the first scenario$"):
+        SimConfig(scenarios={"home": late, "search": ScenarioConfig()})
+    SimConfig(scenarios={"home": ScenarioConfig(), "search": late})
+
+
 @pytest.mark.parametrize("name", [f.name for f in fields(ScenarioConfig) if f.type is float])
 def test_scenario_coefficients_must_be_finite(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}: nan is not allowed"):
