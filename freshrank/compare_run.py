@@ -14,7 +14,7 @@ import numpy as np
 from freshrank.compare_data import CompareBatch, CompareData
 from freshrank.compare_metrics import Report, figures, paired, summary
 from freshrank.compare_models import NetworkModel, Sized, equal_inputs, sized
-from freshrank.peers import PEERS, OnlineModel
+from freshrank.peers import OnlineModel, peer_of
 from model.config import ModelConfig
 
 BUDGET_OF = "hinet"
@@ -26,7 +26,7 @@ class CompareConfig:
     """What is compared, and how often."""
 
     models: tuple[str, ...]
-    """Architectures, perhaps with settings (`hinet:san=none`), and peers (`vw`, `river_lr`, `river_fm`)."""
+    """Architectures, perhaps with settings (`hinet:san=none`), and peers (`vw`, `river_lr:rate=0.2`)."""
     seeds: int = 3
     """Passes of each model, with seeds 0, 1, ...; at least 1."""
     holdout: float = 0.1
@@ -64,11 +64,11 @@ class Comparison:
         Raises:
             ValueError: a model that is unknown or cannot be brought to the budget, a peer that is not installed.
         """
-        for name in set(config.models) & set(PEERS):
-            PEERS[name].check()
+        peers = {name: peer_of(name) for name in config.models}
+        self._peers = {name: peer for name, peer in peers.items() if peer is not None}
         self._data, self._config, self._cpu_s = data, config, cpu_s
         self._base = equal_inputs(model)
-        self._sized = {name: self._size(name) for name in config.models if name not in PEERS}
+        self._sized = {name: self._size(name) for name in config.models if name not in self._peers}
         num_learned = math.ceil(data.num_rows * (1 - config.holdout))
         starts = np.cumsum([0] + [batch.num_rows for batch in data.batches])[:-1]
         num_batches = int(np.searchsorted(starts, num_learned))
@@ -77,7 +77,7 @@ class Comparison:
 
     def run(self, name: str, on_pass: Callable[[PassReport], None]) -> None:
         """Runs one model with all seeds."""
-        is_random = name not in PEERS or PEERS[name].is_random
+        is_random = name not in self._peers or self._peers[name].is_random
         passes = []
         for seed in range(self._config.seeds if is_random else 1):
             passes.append(self._pass(name, seed))
@@ -141,10 +141,11 @@ class Comparison:
 
     def _make(self, name: str, seed: int) -> OnlineModel:
         schema = self._data.schema
-        if name not in PEERS:
+        peer = self._peers.get(name)
+        if peer is None:
             return NetworkModel(schema, self._sized[name].config, seed)
         priors = [self._base.priors.get(task, 0.5) for task in schema.tasks]
-        return PEERS[name].make(self._data.fields, [math.log(prior / (1 - prior)) for prior in priors], seed)
+        return peer.make(self._data.fields, [math.log(prior / (1 - prior)) for prior in priors], seed, peer.rate)
 
     def _judge(self, name: str, batches: Sequence[CompareBatch], logits: Sequence[Any]) -> Report:
         schema = self._data.schema

@@ -7,6 +7,7 @@ is no feature. Letters: B rows, T tasks.
 
 import importlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -59,12 +60,12 @@ class VowpalWabbit:
     fields with all, overfit on one pass (`docs/compare.md`).
     """
 
-    def __init__(self, fields: Sequence[Field], starts: Sequence[float], seed: int) -> None:
+    def __init__(self, fields: Sequence[Field], starts: Sequence[float], seed: int, rate: float) -> None:
         vw = _needed("vowpalwabbit")
         self.num_weights: int | None = None
         self.num_skipped = 0
         self._letters = _letters(fields)
-        arguments = [*VW_ARGUMENTS, "--random_seed", str(seed)]
+        arguments = [*VW_ARGUMENTS, "-l", str(rate), "--random_seed", str(seed)]
         for one, other in _products(fields, self._letters):
             arguments += ["-q", one + other]
         self._models = [
@@ -100,7 +101,7 @@ class VowpalWabbit:
         return " ".join(parts)
 
 
-VW_ARGUMENTS = ("--loss_function", "logistic", "-b", "22", "-l", "0.05", "--adaptive", "--invariant")
+VW_ARGUMENTS = ("--loss_function", "logistic", "-b", "22", "--adaptive", "--invariant")
 _VW_MASK = (1 << 31) - 1
 
 
@@ -145,23 +146,23 @@ class River:
         return logit_BT
 
 
-def _river_lr(fields: Sequence[Field], starts: Sequence[float], seed: int) -> OnlineModel:
+def _river_lr(fields: Sequence[Field], starts: Sequence[float], seed: int, rate: float) -> OnlineModel:
     linear_model, optim = _needed("river.linear_model"), _needed("river.optim")
 
     def make(start: float) -> Any:
-        return linear_model.LogisticRegression(optimizer=optim.AdaGrad(0.1), intercept_init=start)
+        return linear_model.LogisticRegression(optimizer=optim.AdaGrad(rate), intercept_init=start)
 
     return River(fields, starts, make)
 
 
-def _river_fm(fields: Sequence[Field], starts: Sequence[float], seed: int) -> OnlineModel:
+def _river_fm(fields: Sequence[Field], starts: Sequence[float], seed: int, rate: float) -> OnlineModel:
     facto, optim = _needed("river.facto"), _needed("river.optim")
 
     def make(start: float) -> Any:
         return facto.FMClassifier(
             n_factors=8,
-            weight_optimizer=optim.AdaGrad(0.1),
-            latent_optimizer=optim.AdaGrad(0.05),
+            weight_optimizer=optim.AdaGrad(rate),
+            latent_optimizer=optim.AdaGrad(rate / 2),
             intercept=start,
             seed=seed,
         )
@@ -172,23 +173,44 @@ def _river_fm(fields: Sequence[Field], starts: Sequence[float], seed: int) -> On
 class Peer(NamedTuple):
     """How to make a peer, and whether its seed changes anything."""
 
-    make: Callable[[Sequence[Field], Sequence[float], int], OnlineModel]
-    """From the fields, the logit at which each task starts, and the seed."""
+    make: Callable[[Sequence[Field], Sequence[float], int, float], OnlineModel]
+    """From the fields, the logit at which each task starts, the seed and the learning rate."""
     is_random: bool
     module: str
     """What must be installed."""
-
-    def check(self) -> None:
-        """Raises PeerError: the module is not installed."""
-        _needed(self.module)
+    rate: float
+    """The learning rate, where the name says none."""
 
 
 PEERS: Mapping[str, Peer] = {
-    "vw": Peer(VowpalWabbit, is_random=False, module="vowpalwabbit"),
-    "river_lr": Peer(_river_lr, is_random=False, module="river"),
-    "river_fm": Peer(_river_fm, is_random=True, module="river"),
+    "vw": Peer(VowpalWabbit, is_random=False, module="vowpalwabbit", rate=0.1),
+    "river_lr": Peer(_river_lr, is_random=False, module="river", rate=0.1),
+    "river_fm": Peer(_river_fm, is_random=True, module="river", rate=0.1),
 }
 """`river_fm` goes without the user's history: its cost grows with the square of the values of a row."""
+
+
+def peer_of(name: str) -> Peer | None:
+    """Returns the peer of a name such as `vw` or `vw:rate=0.2`; None if it is none.
+
+    Raises:
+        ValueError: another setting, or a rate that is not above 0; the peer is not installed.
+    """
+    peer_name, colon, setting = name.partition(":")
+    peer = PEERS.get(peer_name)
+    if peer is None:
+        return None
+    _needed(peer.module)
+    if not colon:
+        return peer
+    key, _, text = setting.partition("=")
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if key != "rate" or not 0 < rate < math.inf:
+        raise ValueError(f"models: {name} is not allowed; {peer_name}, or {peer_name}:rate=0.2 with a rate above 0")
+    return peer._replace(rate=rate)
 
 
 def row_values(batch: EncodedBatch) -> Iterator[list[Value]]:

@@ -166,7 +166,8 @@ def test_a_score_does_not_depend_on_labels_from_its_own_batch_on(data: CompareDa
 
 
 def test_peers_learn_and_have_the_values_of_the_networks(data: CompareData) -> None:
-    found = passes(data, "vw", "river_lr")
+    found = passes(data, "vw", "vw:rate=0.3", "river_lr")
+    assert found["vw/0"].progressive != found["vw:rate=0.3/0"].progressive
     for one in found.values():
         for part in (one.progressive, one.heldout):
             click = part["click"]["all"]
@@ -301,6 +302,8 @@ def test_what_is_learned_before_an_interrupt_is_kept(
         (["/nowhere/log"], "/nowhere/log: no such file or folder"),
         (["{log}"], "--config: is needed"),
         (["{log}", "--config", "{config}", "--models", "hinet,wv"], "'wv' is not allowed; hinet"),
+        (["{log}", "--config", "{config}", "--models", "vw:rate=0"], "vw:rate=0 is not allowed; vw, or vw:rate=0.2"),
+        (["{log}", "--config", "{config}", "--models", "river_lr:l2=1"], "river_lr:l2=1 is not allowed"),
         (["{log}", "--config", "{config}", "--models", "vw,vw"], "'vw, vw' is not allowed"),
         (["{log}", "--config", "{config}", "--json", "/nowhere/out.json"], "there is no folder /nowhere"),
     ],
