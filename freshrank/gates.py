@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 4_096
 """Examples that go through the network at a time."""
+SCENARIO_GATES = ("san", "scenarios")
+"""Gates whose experts are the scenarios (HiNet's attention, HMoE's), in their order."""
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -91,14 +93,17 @@ def _plain(report: "GateReport", scenarios: Sequence[str], tasks: Sequence[str])
     def head_names(scenario: int, task: int | None) -> dict[str, Any]:
         return {"scenario": scenarios[scenario], "task": None if task is None else tasks[task]}
 
+    def expert_name(name: str) -> str:
+        return scenarios[int(name)] if report.gate in SCENARIO_GATES else name
+
     return {
         "gate": report.gate,
-        "experts": list(report.experts),
+        "experts": [expert_name(name) for name in report.experts],
         "heads": [
             head_names(head.scenario, head.task)
             | {
                 "rows": head.num_rows,
-                "mean": head.mean,
+                "mean": {expert_name(name): mean for name, mean in head.mean.items()},
                 "entropy_of_mean": head.entropy_of_mean,
                 "mean_entropy": head.mean_entropy,
                 "max_share": head.max_share,
@@ -107,7 +112,7 @@ def _plain(report: "GateReport", scenarios: Sequence[str], tasks: Sequence[str])
             for head in report.heads
         ],
         "dead": [
-            {"scenario": None if dead.bank is None else scenarios[dead.bank], "expert": dead.name}
+            {"scenario": None if dead.bank is None else scenarios[dead.bank], "expert": expert_name(dead.name)}
             for dead in report.dead
         ],
         "distances": [

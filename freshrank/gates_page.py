@@ -48,11 +48,12 @@ def gates_tables(result: Mapping[str, Any], out: TextIO) -> None:
     """Prints a table per gate."""
     console = Console(file=out)
     for gate in result["gates"]:
-        names = (*_NUMBERS, *gate["experts"])
-        lines = Table(*_WORDS, *(Column(name, justify="right") for name in names), title=gate["gate"])
+        columns = [Column(name, no_wrap=True) for name in ("scenario", "routing")]
+        columns += [Column(name, justify="right") for name in _NUMBERS[:-1]]
+        lines = Table(*columns, Column("mean weights", min_width=26), title=gate["gate"], title_justify="left")
         for head in gate["heads"]:
-            means = [number(head["mean"].get(name), 3) for name in gate["experts"]]
-            lines.add_row(*_texts(head), *_figures(head), *means)
+            means = [f"{name}: {mean:.2f}" for name, mean in head["mean"].items()]
+            lines.add_row(_head_name(head), head["routing"], *_figures(head)[:-1], "  ".join(means))
         console.print(lines)
         console.print(_dead(gate))
         for found in gate["distances"]:

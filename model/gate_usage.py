@@ -134,7 +134,7 @@ def _head(parts: list[GateUsage]) -> HeadUsage:
 
 def _nats(weight: Tensor) -> Tensor:
     """Returns the entropy over the last dimension."""
-    return -torch.xlogy(weight, weight).sum(dim=-1)
+    return -torch.xlogy(weight, weight).sum(dim=-1) + 0.0  # not -0.0
 
 
 def _routing(entropy_of_mean: float | None, mean_entropy: float | None) -> Routing:

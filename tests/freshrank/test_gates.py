@@ -89,6 +89,8 @@ def test_the_command_writes_tables_json_and_a_page(folder: Path, tmp_path: Path)
     result = json.loads(figures.read_text())
     gates = {gate["gate"]: gate for gate in result["gates"]}
     assert set(gates) == {"sei.shared", "sei.own", "san", "cgc"} and result["architecture"] == "hinet"
+    assert gates["san"]["experts"] == list(SCHEMA.scenarios)
+    assert gates["san"]["heads"][0]["mean"] == {"home": 0.0, "search": 1.0}
     assert gates["sei.shared"]["dead"] == [{"scenario": None, "expert": "2"}]
     for gate in gates.values():
         assert all(sum(head["mean"].values()) == pytest.approx(1.0) for head in gate["heads"])
