@@ -45,12 +45,12 @@ def gates_page(result: Mapping[str, Any]) -> str:
 
 
 def gates_tables(result: Mapping[str, Any], out: TextIO) -> None:
-    """Prints a table per gate."""
+    """Prints a table per gate; H is the entropy over log K."""
     console = Console(file=out)
     for gate in result["gates"]:
         columns = [Column(name, no_wrap=True) for name in ("scenario", "routing")]
-        columns += [Column(name, justify="right") for name in _NUMBERS[:-1]]
-        lines = Table(*columns, Column("mean weights", min_width=26), title=gate["gate"], title_justify="left")
+        columns += [Column(name, justify="right") for name in ("rows", "H(mean)", "H(rows)")]
+        lines = Table(*columns, "mean weights", title=gate["gate"], title_justify="left")
         for head in gate["heads"]:
             means = [f"{name}: {mean:.2f}" for name, mean in head["mean"].items()]
             lines.add_row(_head_name(head), head["routing"], *_figures(head)[:-1], "  ".join(means))
