@@ -112,7 +112,7 @@ class Board:
         processes = [self._process(process) for process in self._processes.values()]
         return {
             "now_ms": self._now_ms,
-            "schema": {"tasks": self._tasks, "scenarios": self._scenarios},
+            "schema": {"tasks": self._tasks, "scenarios": [*self._scenarios, *self._added()], "added": self._added()},
             "processes": processes,
             "memory_bytes": sum(process["resident_bytes"] or 0 for process in processes) or None,
             "freshness": self._freshness(),
@@ -193,7 +193,19 @@ class Board:
                 "calibration": self._number("freshrank_trainer_calibration_ratio", *labels),
             }
 
-        return {task: {name: figures(task, name) for name in ("all", *self._scenarios)} for task in self._tasks}
+        names = ("all", *self._scenarios, *self._added())
+        return {task: {name: figures(task, name) for name in names} for task in self._tasks}
+
+    def _added(self) -> list[str]:
+        """Returns the scenarios that the trainer reports beside the listed ones, in its order."""
+        reported = (
+            labels[0]
+            for process in self._processes.values()
+            if process.scrape
+            for name, labels in process.scrape.samples
+            if name == "freshrank_trainer_window_rows"
+        )
+        return [name for name in dict.fromkeys(reported) if name not in ("all", *self._scenarios)]
 
     def _lift(self) -> dict[str, float | None]:
         utility = {

@@ -2,7 +2,7 @@
 
 import { drawCurves } from "./charts.js";
 import { bytes, duration, el, fixed, percent, put, rate, whole } from "./format.js";
-import { getJson, startUserPanel } from "./user.js";
+import { getJson, offerScenarios, startUserPanel } from "./user.js";
 
 const POLL_MS = 1000;
 let panelStarted = false;
@@ -11,6 +11,7 @@ async function tick() {
   try {
     const state = await getJson("/api/state?history=1");
     draw(state);
+    offerScenarios(state.schema);
     const down = state.processes.filter((p) => !p.up).map((p) => p.name);
     setStatus(down.length ? `${down.join(", ")} not answering` : "live", down.length > 0);
     if (!panelStarted) {
@@ -96,7 +97,8 @@ function drawQuality(quality, schema) {
         el("td", "", fixed(q.calibration, 2)), el("td", "", fixed(q.auc)), el("td", "", whole(q.n)),
       ];
     });
-    return el("tr", scenario === "all" ? "all" : "", Object.assign(el("th", "", scenario), { scope: "row" }), ...cells);
+    const added = schema.added.includes(scenario) ? [" ", el("small", "", "added")] : [];
+    return el("tr", scenario === "all" ? "all" : "", Object.assign(el("th", "", scenario, ...added), { scope: "row" }), ...cells);
   }));
 }
 

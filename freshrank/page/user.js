@@ -18,12 +18,17 @@ let session = null; // {user, scenario, candidates, answer, acted: Map(item -> a
 
 export async function startUserPanel(schema) {
   tasks = schema.tasks;
-  who.scenario.replaceChildren(...schema.scenarios.map((name) => new Option(name)));
   const users = await getJson("/api/users");
   who.user.replaceChildren(...users.users.map((name) => new Option(name)));
   who.addEventListener("submit", (event) => { event.preventDefault(); begin(); });
   who.addEventListener("change", begin);
   await begin();
+}
+
+/** Lets the user choose from all scenarios, also those that were added during the run; what is chosen stays chosen. */
+export function offerScenarios(schema) {
+  const offered = new Set([...who.scenario.options].map((option) => option.value));
+  who.scenario.append(...schema.scenarios.filter((name) => !offered.has(name)).map((name) => new Option(name)));
 }
 
 /** New candidates for the chosen user and scenario, ranked once. */
@@ -34,8 +39,9 @@ async function begin() {
     const candidates = await getJson(`/api/candidates?${new URLSearchParams({ user_id: user, scenario })}`);
     session = { user, scenario, candidates, answer: null, acted: new Map(), follow: null };
     await rank();
+    const scoredAs = session.answer.scenario === scenario ? "" : `, as ${session.answer.scenario}`;
     tell(`${user} in ${scenario}: ${candidates.candidates.id.length} candidates, the best ${session.answer.items.length} shown.`
-      + (session.answer.snapshot ? ` Ranked by model version ${session.answer.snapshot}.` : " No model yet: input order."));
+      + (session.answer.snapshot ? ` Ranked by model version ${session.answer.snapshot}${scoredAs}.` : " No model yet: input order."));
   } catch (error) {
     tell(`The ranking could not be fetched: ${error.message}`);
   }

@@ -75,3 +75,17 @@ def test_scrape_reads_labels_by_name_and_drops_what_is_not_a_number() -> None:
     shown.observe(0, {"trainer": Scrape.parse(text)})
     assert shown.state()["quality"]["click"]["home"]["auc"] == 0.75
     assert shown.state()["quality"]["click"]["all"]["auc"] is None
+
+
+def test_scenario_that_the_trainer_has_added_is_shown_after_the_listed_ones() -> None:
+    rows = {("all", "click"): 900.0, ("home", "click"): 500.0, ("zoo", "click"): 300.0, ("events", "click"): 100.0}
+    shown = board()
+    assert shown.state()["schema"] == {"tasks": ["click"], "scenarios": ["home"], "added": []}
+    shown.observe(0, {"trainer": Scrape({("freshrank_trainer_window_rows", key): n for key, n in rows.items()})})
+    state = shown.state()
+    assert state["schema"] == {"tasks": ["click"], "scenarios": ["home", "zoo", "events"], "added": ["zoo", "events"]}
+    assert {name: figures["n"] for name, figures in state["quality"]["click"].items()} == {
+        "all": 900.0, "home": 500.0, "zoo": 300.0, "events": 100.0,
+    }  # fmt: skip
+    shown.observe(1_000, {"trainer": None})
+    assert shown.state()["schema"]["added"] == ["zoo", "events"]
