@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from freshrank.board import Scrape
+
 REPO_ROOT = Path(__file__).parents[2]
 PROCESSES = ("joiner", "trainer", "agents", "ranker", "simulator")
 
@@ -28,6 +30,8 @@ class UpRun:
     ranker_url: str
     folder: Path
     report_path: Path
+    addresses: dict[str, str]
+    """Where each process but the monitor shows its metrics."""
     lines: list[str] = field(default_factory=list)
     """What it printed; filled in when it has ended."""
 
@@ -39,6 +43,17 @@ class UpRun:
                 return found
         except OSError:
             return {}
+
+    def metric(self, process: str, name: str) -> float:
+        """Returns a metric without labels of a process.
+
+        Raises:
+            OSError: the process does not answer.
+        """
+        with urllib.request.urlopen(f"http://{self.addresses[process]}/metrics", timeout=2) as answer:
+            found = Scrape.parse(answer.read().decode()).value(name)
+        assert found is not None, f"{process} has no {name}"
+        return found
 
     def end(self, timeout_s: float) -> int:
         """Waits for the end and returns the exit code."""
@@ -70,14 +85,14 @@ StartUp = Callable[..., UpRun]
 def start_up(folder: Path, free_port: Callable[[], int], *arguments: str) -> UpRun:
     """Starts `freshrank up` with free ports."""
     ranker, page = free_port(), free_port()
+    addresses = {name: f"127.0.0.1:{ranker if name == 'ranker' else free_port()}" for name in PROCESSES}
     settings = {
         "kafka.bootstrap_servers": f"127.0.0.1:{free_port()}",
         "redis.url": f"redis://127.0.0.1:{free_port()}/0",
         "ranker.server.port": ranker,
         "monitor.port": page,
-        "monitor.ranker": f"127.0.0.1:{ranker}",
         "sim.requests_per_s": 25,  # half of the demo's: these tests ask whether it learns, not how fast
-    } | {f"monitor.{name}": f"127.0.0.1:{free_port()}" for name in PROCESSES if name != "ranker"}
+    } | {f"monitor.{name}": address for name, address in addresses.items()}
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     report = folder / "report.json"
     argv = [sys.executable, "-m", "freshrank.cli", "up", "--config", "configs/demo.yaml", "--log-level", "warning"]
@@ -85,7 +100,7 @@ def start_up(folder: Path, free_port: Callable[[], int], *arguments: str) -> UpR
         [*argv, *sets, "--dir", str(folder / "run"), "--report", str(report), *arguments],
         cwd=REPO_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    return UpRun(child, f"http://127.0.0.1:{page}/", f"http://127.0.0.1:{ranker}/", folder / "run", report)
+    return UpRun(child, f"http://127.0.0.1:{page}/", f"http://127.0.0.1:{ranker}/", folder / "run", report, addresses)
 
 
 @pytest.fixture(scope="module")
