@@ -52,6 +52,11 @@ class RowInputs:
         return RowInputs(item_BD, self._request_RD, self._request_index_B)
 
     @property
+    def device_type(self) -> str:
+        """Kind of the device that the rows are on: `cpu` or `cuda`."""
+        return self._item_BD.device.type
+
+    @property
     def num_rows(self) -> int:
         """B."""
         return len(self._item_BD)

@@ -4,7 +4,6 @@ Letters: B rows, T tasks.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +12,20 @@ from torch import Tensor
 
 from model.assembly import InputLayout
 from model.config import ModelConfig
-from model.delayed_labels import DelayedLabels, PolicyWeights, policy_weights
+from model.delayed_labels import DelayedLabels
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
-from model.foreign_heads import foreign_heads_loss
 from model.gate_usage import GateUsage
-from model.label_policy import Estimate
 from model.labels import LabelBatch
-from model.losses import hold_back_positives, multi_scenario_loss
+from model.losses import hold_back_positives
 from model.network import NetworkInputs
+from model.optim import clip_dense, clip_rows
 from model.precision import products_in
+from model.step_loss import StepRows, step_loss
 from model.step_report import StepReport, no_step
 from model.task_heads import SettledRows
 from model.trained_model import TrainedModel
-from stream.schema import PolicyName, SchemaConfig
+from model.training_forward import training_forward
+from stream.schema import SchemaConfig
 
 
 class Learner:
@@ -105,69 +105,24 @@ class Learner:
         self, batch: EncodedBatch, labels: LabelBatch, cold_BT: npt.NDArray[np.bool_] | None = None
     ) -> StepReport:
         """Makes one step of the network. The numbers are the order of a step."""
-        model = self.trained
+        model, optim = self.trained, self.config.optim
         batch, order_B, row_offsets = batch.by_scenario(model.net.num_scenarios)
-        scenario_B, label_BT, mask_BT = batch.scenario_B, labels.label_BT[order_B], labels.mask_BT[order_B]
-        trained_BT, has_negative_MT = hold_back_positives(model.has_negative_MT, scenario_B, label_BT, mask_BT)
+        scenario_B, labels = batch.scenario_B, labels.take(order_B)
+        trained_BT, has_negative_MT = hold_back_positives(
+            model.has_negative_MT, scenario_B, labels.label_BT, labels.mask_BT
+        )
+        weighed_BT = trained_BT if cold_BT is None else trained_BT & ~cold_BT[order_B]
         # 1 look up
-        counts_B: npt.NDArray[np.bool_] = np.any(labels.first_BT[order_B], axis=1)
+        counts_B: npt.NDArray[np.bool_] = np.any(labels.first_BT, axis=1)
         lookup = model.table.lookup(batch, counts_B)
         leaf_UW = lookup.weight_UW.clone().requires_grad_()
-        # 2 score: without dropout and batch statistics one forward serves the score and the loss
-        inputs = self._layout.network_inputs(
-            leaf_UW, self._tensor(lookup.index_N), batch, row_offsets, with_sequence=model.net.uses_sequence
-        )
-        inputs = replace(inputs, noise=model.step_noise())
-        with products_in(self.config.precision, self._device.type):
-            c_BC = model.net.representation(inputs)
-            logits_BT = model.net.task_logits(c_BC, row_offsets).float()
-            score_BT = logits_BT.detach()
-            if not model.net.scores_as_it_learns:
-                with torch.no_grad():
-                    score_BT = model.net(replace(inputs, noise=None)).float()
-        bias_BT, own_BT = model.net.position_bias(inputs, score_BT), score_BT
-        if bias_BT is not None:
-            logits_BT, own_BT = logits_BT + bias_BT, score_BT + bias_BT.detach()
+        inputs = self._network_inputs(leaf_UW, lookup.index_N, batch, row_offsets)
+        # 2 score
+        forward = training_forward(model.net, replace(inputs, noise=model.step_noise()), self.config.precision)
         # 3 (progressive metrics: the caller's, from the report's logits)
         # 4 loss
-        lambda_BT = self._cell_weights()[scenario_B]
-        weight_BT, weighed = labels.weight_BT[order_B], None
-        if labels.delayed is not None:
-            weighed_BT = trained_BT if cold_BT is None else trained_BT & ~cold_BT[order_B]
-            weighed = self._policy_weights(
-                labels.delayed.take(order_B),
-                label_BT,
-                weighed_BT,
-                own_BT.cpu(),
-                c_BC.detach().float().cpu(),
-                scenario_B,
-            )
-            label_BT, weight_BT = weighed.target_BT, weight_BT * weighed.factor_BT
-        loss_T, num_capped = multi_scenario_loss(
-            logits_BT,
-            self._tensor(label_BT),
-            self._tensor(trained_BT),
-            self._tensor(weight_BT),
-            self._tensor(lambda_BT),
-            max_weight=self.config.loss.max_example_weight,
-        )
-        if model.net.learns_foreign_heads:
-            with products_in(self.config.precision, self._device.type):
-                all_BMT = model.net.all_head_logits(c_BC).float()
-            loss_T = loss_T + foreign_heads_loss(
-                all_BMT,
-                self._tensor(scenario_B),
-                self._tensor(trained_BT),
-                self._tensor(weight_BT),
-                self._tensor(lambda_BT),
-                max_weight=self.config.loss.max_example_weight,
-            )
-        # What weighs nothing has nothing to say; NaN counts, so that the finite check sees it.
-        is_present_T = (trained_BT & (weight_BT != 0)).any(axis=0)
-        loss = model.weighting.combine(loss_T, is_present_T, c_BC, model.num_steps)
-        auxiliary_loss = model.net.auxiliary_loss()
-        if auxiliary_loss is not None:
-            loss = loss + auxiliary_loss
+        rows = StepRows(scenario_B=scenario_B, labels=labels, trained_BT=trained_BT, weighed_BT=weighed_BT)
+        loss, num_capped, num_weighed, num_guarded = step_loss(model, self.config, forward, rows)
         # 5 backward
         model.adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves Tensor.backward untyped
@@ -177,18 +132,17 @@ class Learner:
         grad_norm = float(torch.nn.utils.get_total_norm(grads))
         row_norm_U = torch.linalg.vector_norm(grad_UW, dim=1)
         skipped = _first_not_finite(
-            logits=logits_BT, scores=score_BT, loss=loss, dense_gradient=grad_norm, row_gradient=row_norm_U
+            logits=forward.logits_BT,
+            scores=forward.score_BT,
+            loss=loss,
+            dense_gradient=grad_norm,
+            row_gradient=row_norm_U,
         )
-        optim = self.config.optim
-        num_rows_clipped = 0
+        dense_clipped, num_rows_clipped = False, 0
         if skipped is None:
             # 7 clip
-            if grad_norm > optim.dense_clip:
-                torch._foreach_mul_(grads, optim.dense_clip / grad_norm)
-            over_U = row_norm_U > optim.row_clip
-            num_rows_clipped = int(over_U.sum())
-            if num_rows_clipped:
-                grad_UW = grad_UW * torch.where(over_U, optim.row_clip / row_norm_U, 1.0)[:, None]
+            dense_clipped = clip_dense(grads, grad_norm, optim.dense_clip)
+            grad_UW, num_rows_clipped = clip_rows(grad_UW, row_norm_U, optim.row_clip)
             # 8 step dense and rows
             model.adam.step()
             model.net.after_step()
@@ -200,37 +154,20 @@ class Learner:
             model.has_negative_MT = has_negative_MT
             model.num_steps += 1
         return StepReport(
-            logits_BT=_unsorted(score_BT, order_B),
+            logits_BT=_unsorted(forward.score_BT, order_B),
             made=skipped is None,
             loss=loss.item(),
             grad_norm=grad_norm,
             skipped=skipped,
-            dense_clipped=skipped is None and grad_norm > optim.dense_clip,
+            dense_clipped=dense_clipped,
             rows_clipped=num_rows_clipped,
             rows_touched=len(lookup.rows_U),
             rows_admitted=len(lookup.admissions.keys) if skipped is None else 0,
             weights_capped=num_capped,
-            positives_held_back=int(mask_BT.sum() - trained_BT.sum()),
-            labels_weighed=weighed.num_weighed if weighed else 0,
-            labels_guarded=weighed.num_guarded if weighed else 0,
+            positives_held_back=int(labels.mask_BT.sum() - trained_BT.sum()),
+            labels_weighed=num_weighed,
+            labels_guarded=num_guarded,
         )
-
-    def _policy_weights(
-        self,
-        delayed: DelayedLabels,
-        label_BT: npt.NDArray[np.float32],
-        weighed_BT: npt.NDArray[np.bool_],
-        logits_BT: Tensor,
-        c_BC: Tensor,
-        scenario_B: npt.NDArray[np.int64],
-    ) -> PolicyWeights:
-        """Returns what the policies make of the rows; no input and no output has a gradient."""
-
-        def estimates(policy: PolicyName, task: int, rows: npt.NDArray[np.int64]) -> dict[Estimate, Any]:
-            c_NC, scenario_N = c_BC[torch.from_numpy(rows)], torch.from_numpy(scenario_B[rows])
-            return self.trained.heads.estimates(policy, task, c_NC, scenario_N, delayed.take(rows))
-
-        return policy_weights(delayed, label_BT, weighed_BT, logits_BT.sigmoid().numpy(), estimates)
 
     def _learn_heads(self, batch: EncodedBatch, labels: LabelBatch, delayed: DelayedLabels) -> int:
         """Learns auxiliary heads from settled rows. Returns for how many tasks that was not finite."""
@@ -264,25 +201,14 @@ class Learner:
         batch, order_B, row_offsets = batch.by_scenario(self.trained.net.num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self.trained.table.ids)
         with torch.no_grad():
-            weight, uses_sequence = self.trained.table.weight, self.trained.net.uses_sequence
-            inputs = self._layout.network_inputs(
-                weight, self._tensor(rows_N), batch, row_offsets, with_sequence=uses_sequence
-            )
-        return inputs, order_B
+            return self._network_inputs(self.trained.table.weight, rows_N, batch, row_offsets), order_B
 
-    def _tensor(self, array: npt.NDArray[Any]) -> Tensor:
-        """Returns the array where the arithmetic runs."""
-        return torch.from_numpy(array).to(self._device)
-
-    def _cell_weights(self) -> npt.NDArray[np.float32]:
-        """Returns each (scenario, task)'s weight in the loss, [M, T]."""
-        loss = self.config.loss
-        if loss.scenario_weight == "inverse_size":
-            lambda_MT = self.trained.shares.scenario_weights(loss.max_scenario_weight)
-        else:
-            lambda_MT = np.ones((self.trained.net.num_scenarios, self._num_tasks))
-        cell_MT: npt.NDArray[np.float32] = lambda_MT.astype(np.float32)
-        return cell_MT
+    def _network_inputs(
+        self, source_UW: Tensor, index_N: npt.NDArray[np.int64], batch: EncodedBatch, row_offsets: list[int]
+    ) -> NetworkInputs:
+        index = torch.from_numpy(index_N).to(self._device)
+        uses_sequence = self.trained.net.uses_sequence
+        return self._layout.network_inputs(source_UW, index, batch, row_offsets, with_sequence=uses_sequence)
 
 
 def _unsorted(logits_BT: Tensor, order_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

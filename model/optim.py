@@ -1,4 +1,7 @@
-"""Row-wise Adagrad for embedding rows; learning rates and clipping of both kinds of parameters."""
+"""Row-wise Adagrad for embedding rows; learning rates and clipping of both kinds of parameters.
+
+Letters: U distinct rows, W embedding width.
+"""
 
 from dataclasses import dataclass
 
@@ -35,6 +38,22 @@ class OptimConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; greater than 0")
         if self.row_half_life_ms is not None and self.row_half_life_ms < 1:
             raise ValueError(f"row_half_life_ms: {self.row_half_life_ms} is not allowed; at least 1, or null")
+
+
+def clip_dense(grads: list[Tensor], norm: float, most: float) -> bool:
+    """Scales gradients of the given global norm in place, so that it is `most`. Returns whether it was larger."""
+    if norm > most:
+        torch._foreach_mul_(grads, most / norm)
+    return norm > most
+
+
+def clip_rows(grad_UW: Tensor, norm_U: Tensor, most: float) -> tuple[Tensor, int]:
+    """Returns the rows' gradients of the given norms, none of them longer than `most`, and how many were."""
+    over_U = norm_U > most
+    num_over = int(over_U.sum())
+    if num_over:
+        grad_UW = grad_UW * torch.where(over_U, most / norm_U, 1.0)[:, None]
+    return grad_UW, num_over
 
 
 def faded(accumulator_U: Tensor, age_ms_U: Int64Array, half_life_ms: int) -> Tensor:
