@@ -86,6 +86,11 @@ class AESM2(Network):
     It cannot grow: every selection compares all scenarios, so a new one would change what the others get.
     """
 
+    cannot_grow = (
+        "architecture: aesm2 is not allowed with a new scenario; it compares all scenarios, so a new one changes the"
+        " scores of the others"
+    )
+
     def __init__(self, config: AESM2Config, shape: NetworkShape, *, seed: int | None) -> None:
         """With `seed` None the parameters are left undrawn, to be loaded."""
         super().__init__(shape, representation_width=config.expert_width + config.embedding)
@@ -119,17 +124,6 @@ class AESM2(Network):
     def scenario_lists(self) -> list[nn.ModuleList]:
         """Returns embeddings and towers; gates are of all scenarios, in one bank."""
         return [self.embeddings, self.towers]
-
-    def add_scenario(self, donor: int) -> int:
-        """Refuses.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            "architecture: aesm2 is not allowed with a new scenario; it compares all scenarios, so a new one changes"
-            " the scores of the others"
-        )
 
     def start_at(self, task: int, prior: float) -> None:
         """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""

@@ -1,6 +1,6 @@
 """The networks that a configuration can name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from model.aesm2 import AESM2, AESM2Config
@@ -11,7 +11,6 @@ from model.hinet import HiNet
 from model.hinet_config import HiNetConfig
 from model.hmoe import HMoE, HMoEConfig
 from model.mmoe import MMoE, MMoEConfig
-from model.network import Network
 from model.pepnet import PEPNet, PEPNetConfig
 from model.ple import PLE, PLEConfig
 from model.shared_bottom import SharedBottom, SharedBottomConfig
@@ -24,7 +23,7 @@ Architecture = Literal[
 
 class _Network(NamedTuple):
     config: type[Any]
-    build: Callable[..., Network]
+    build: type[Any]
 
 
 NETWORKS: Mapping[Architecture, _Network] = {

@@ -121,7 +121,7 @@ class ModelConfig:
         """
 
         def build(shape: NetworkShape) -> Network:
-            net = NETWORKS[self.architecture].build(self.network, shape, seed=seed)
+            net: Network = NETWORKS[self.architecture].build(self.network, shape, seed=seed)
             return net if self.domain_gate is None else DomainGate(self.domain_gate, net, seed=seed)
 
         net = build(shape) if self.sequence is None else SequenceBlocks(self.sequence, shape, build, seed=seed)

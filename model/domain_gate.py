@@ -1,6 +1,5 @@
 """PEPNet's EPNet in front of another network: its input is gated by the scenario before it sees it."""
 
-import copy
 from dataclasses import replace
 
 from torch import nn
@@ -26,12 +25,6 @@ class DomainGate(NetworkAround):
         """Returns the gated rows."""
         return replace(inputs, x=RowInputs(self.epnet(inputs.x.whole(), inputs.row_offsets)))
 
-    def scenario_lists(self) -> list[nn.ModuleList]:
-        """Returns the inner network's, and the gate's scenario embeddings."""
-        return [*self.network.scenario_lists(), self.epnet.embeddings]
-
-    def add_scenario(self, donor: int) -> int:
-        """Adds a scenario that starts as a copy of `donor`. Returns its index."""
-        index = super().add_scenario(donor)
-        self.epnet.embeddings.append(copy.deepcopy(self.epnet.embeddings[donor]))
-        return index
+    def own_lists(self) -> list[nn.ModuleList]:
+        """Returns the gate's scenario embeddings."""
+        return [self.epnet.embeddings]

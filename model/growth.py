@@ -8,7 +8,6 @@ to after `open_from_rows` of its examples and do in full after `open_full_rows`,
 All of it is a function of the examples learned so far, so that replay and resume give the same bits.
 """
 
-import copy
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +136,7 @@ def check_growth(net: Network, schema: SchemaConfig, config: GrowthConfig) -> No
     """Refuses what could not grow when the time has come; nothing changes.
 
     Raises:
-        ValueError: the network takes in no scenarios under this configuration, or there is no room for any.
+        ValueError: the network cannot grow under this configuration, or there is no room for any.
     """
     if schema.unknown_scenario != "add":
         return
@@ -146,7 +145,8 @@ def check_growth(net: Network, schema: SchemaConfig, config: GrowthConfig) -> No
             f"growth.max_scenarios: {config.max_scenarios} is not allowed with unknown_scenario: add and"
             f" {len(schema.scenarios)} listed scenarios; more than those"
         )
-    copy.deepcopy(net).add_scenario(schema.scenarios.index(schema.default))
+    if net.cannot_grow is not None:
+        raise ValueError(net.cannot_grow)
 
 
 def grow(net: Network, registry: ScenarioRegistry) -> None:

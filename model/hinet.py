@@ -76,6 +76,10 @@ class HiNet(Network):
         self.gates = nn.ModuleList(self._cgc() for _ in each)
         self.shared_task_experts = self._shared_task_experts() if config.task_layer == "global" else None
         self.towers = nn.ModuleList(Towers(shape.num_tasks, width, config.tower) for _ in each)
+        if config.san_softmax != "others":
+            self.cannot_grow = f"san_softmax: {config.san_softmax} is not allowed where scenarios are added; others"
+        elif self.attention is None and config.san != "none":
+            self.cannot_grow = "growable: False is not allowed where scenarios are added to one; True"
         if seed is not None:
             initialise(self, seed)
 
@@ -170,15 +174,7 @@ class HiNet(Network):
         return [] if self.attention is None else [f"attention.{name}" for name in ("embedding", "weight", "bias")]
 
     def add_scenario(self, donor: int) -> int:
-        """Adds a scenario, see `Network.add_scenario`; the rows of the others see nothing of it until it is opened.
-
-        Raises:
-            ValueError: a switch does not allow it.
-        """
-        if self.config.san_softmax != "others":
-            raise ValueError(f"san_softmax: {self.config.san_softmax} is not allowed where scenarios are added; others")
-        if self.attention is None and self.config.san != "none":
-            raise ValueError("growable: False is not allowed where scenarios are added to one; True")
+        """Adds a scenario, see `Network.add_scenario`; the rows of the others see nothing of it until it is opened."""
         index = super().add_scenario(donor)
         if self.attention is not None:
             self.attention.add_scenario(donor)

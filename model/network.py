@@ -81,6 +81,9 @@ class Network(nn.Module):
     learns_foreign_heads = False
     """Whether a row also trains the other scenarios' heads, with label 0 (an ablation: HiNet's `loss_rows: all`)."""
 
+    cannot_grow: str | None = None
+    """Why no scenario can be added, in the words of an error; None: one can."""
+
     def __init__(self, shape: NetworkShape, *, representation_width: int) -> None:
         super().__init__()
         self.shape = shape
@@ -127,7 +130,12 @@ class Network(nn.Module):
         """Adds a scenario that starts as a copy of `donor`. Returns its index; the optimiser's state is the caller's.
 
         What the rows of the other scenarios get stays the same, bit for bit.
+
+        Raises:
+            ValueError: it cannot grow.
         """
+        if self.cannot_grow is not None:
+            raise ValueError(self.cannot_grow)
         for modules in self.scenario_lists():
             modules.append(copy.deepcopy(modules[donor]))
         self.num_scenarios += 1

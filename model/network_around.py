@@ -1,5 +1,9 @@
-"""A network around another one: it changes what goes in or comes out, and is the other one in all else."""
+"""A network around another one: it changes what goes in or comes out, and is the other one in all else.
 
+Letters: B rows, M scenarios, T tasks, C width of the representation.
+"""
+
+import copy
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -18,6 +22,7 @@ class NetworkAround(Network):
         self.scores_as_it_learns = network.scores_as_it_learns
         self.uses_sequence = network.uses_sequence
         self.learns_foreign_heads = network.learns_foreign_heads
+        self.cannot_grow = network.cannot_grow
 
     def inner_inputs(self, inputs: NetworkInputs) -> NetworkInputs:
         """Returns what the inner network sees."""
@@ -47,9 +52,13 @@ class NetworkAround(Network):
         """Keeps the statistics of the last training forward; called only if its step was made."""
         self.network.after_step()
 
+    def own_lists(self) -> list[nn.ModuleList]:
+        """Returns the lists with one entry per scenario that it has beside the inner network's."""
+        return []
+
     def scenario_lists(self) -> list[nn.ModuleList]:
-        """Returns the inner network's."""
-        return self.network.scenario_lists()
+        """Returns the inner network's, then its own."""
+        return [*self.network.scenario_lists(), *self.own_lists()]
 
     def row_parameters(self) -> list[str]:
         """Returns the inner network's, by their names in here."""
@@ -62,6 +71,8 @@ class NetworkAround(Network):
     def add_scenario(self, donor: int) -> int:
         """Adds a scenario that starts as a copy of `donor`. Returns its index."""
         index = self.network.add_scenario(donor)
+        for modules in self.own_lists():
+            modules.append(copy.deepcopy(modules[donor]))
         self.num_scenarios = self.network.num_scenarios
         return index
 

@@ -15,7 +15,6 @@ are not scaled up for it, so that what the tower says with all of them is not sh
 Letters: B rows, M scenarios, T tasks, W block width, H hidden width.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -177,16 +176,15 @@ class PositionBiased(NetworkAround):
         self.constant_MT += self.tower.shares_of_batch(num_rows_M)[:, None] * step_MT
         self.tower.rows_M += num_rows_M
 
-    def scenario_lists(self) -> list[nn.ModuleList]:
-        """Returns the inner network's and the tower's."""
-        return super().scenario_lists() + ([] if self.tower is None else [self.tower.scenarios])
+    def own_lists(self) -> list[nn.ModuleList]:
+        """Returns the tower's."""
+        return [] if self.tower is None else [self.tower.scenarios]
 
     def add_scenario(self, donor: int) -> int:
         """Adds a scenario that starts as a copy of `donor`, its constants too. Returns its index."""
         index = super().add_scenario(donor)
         self.constant_MT = torch.cat([self.constant_MT, self.constant_MT[donor : donor + 1]])
         if self.tower is not None:
-            self.tower.scenarios.append(copy.deepcopy(self.tower.scenarios[donor]))
             self.tower.rows_M = torch.cat([self.tower.rows_M, self.tower.rows_M[donor : donor + 1]])
         return index
 
