@@ -3,7 +3,6 @@
 import json
 import signal
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,10 +25,10 @@ wrong, and a machine with more to do is slow. Ended by SIGTERM."""
 
 
 @pytest.fixture(scope="module")
-def unreachable(up_run: UpRun) -> Iterator[float]:
+def unreachable(up_run: UpRun) -> float:
     """Requests that were lost before the ranker had started; the run has a model by then."""
     wait_for_state(up_run, lambda state: state["freshness"]["n"], "an action was learned and served", 100)
-    yield up_run.metric("simulator", "freshrank_simulator_requests_unreachable_total")
+    return up_run.metric("simulator", "freshrank_simulator_requests_unreachable_total")
 
 
 @pytest.fixture(scope="module")
