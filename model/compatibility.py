@@ -17,6 +17,7 @@ def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, An
     encoding = msgspec.to_builtins(config.encoding)
     for free in ("admission", "admission_ids", "cached_values"):
         del encoding[free]
+    bias = config.position_bias
     depends = msgspec.to_builtins(
         {
             "scenarios": schema.scenarios,
@@ -31,6 +32,7 @@ def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, An
                 "network": config.network,
                 "domain_gate": config.domain_gate,
                 "sequence": config.sequence,
+                "position_bias": bias and {name: getattr(bias, name) for name in ("max_position", "hidden", "context")},
                 "encoding": encoding,
                 "embedding": {"width": config.embedding.width, "counter_bits": config.embedding.admission.counter_bits},
             },

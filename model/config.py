@@ -87,6 +87,8 @@ class ModelConfig:
     starts near one half, and a rare one then spends its first examples on finding out how rare it is."""
 
     def __post_init__(self) -> None:
+        if self.architecture not in NETWORKS:
+            raise ValueError(f"architecture: {self.architecture} is not allowed; {', '.join(NETWORKS)}")
         for task, prior in self.priors.items():
             if not 0 < prior < 1:
                 raise ValueError(f"priors.{task}: {prior} is not allowed; between 0 and 1")

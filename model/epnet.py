@@ -69,7 +69,7 @@ class EPNet(nn.Module):
 
     def __init__(self, config: EPNetConfig, shape: NetworkShape) -> None:
         super().__init__()
-        self._columns = field_columns("scenario_fields", config.scenario_fields, shape)
+        self._columns = [shape.columns(one, setting="scenario_fields") for one in config.scenario_fields]
         width = config.scenario_embedding + shape.block_width * len(config.scenario_fields) + shape.width
         self.embeddings = nn.ModuleList(
             ScenarioEmbedding(config.scenario_embedding) for _ in range(shape.num_scenarios)
@@ -82,15 +82,3 @@ class EPNet(nn.Module):
         known_BZ = torch.cat([embed_scenarios(self.embeddings, row_offsets), *described, x_BD.detach()], dim=1)
         gated_BD: Tensor = self.gate(known_BZ)[0] * x_BD
         return gated_BD
-
-
-def field_columns(setting: str, fields: Sequence[str], shape: NetworkShape) -> list[slice]:
-    """Returns the columns of the fields that a setting names.
-
-    Raises:
-        ValueError: one of them is not there.
-    """
-    try:
-        return [shape.columns(field) for field in fields]
-    except ValueError as error:
-        raise ValueError(f"{setting}: {error}") from error

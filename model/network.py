@@ -38,14 +38,14 @@ class NetworkShape:
         """T."""
         return len(self.tasks)
 
-    def columns(self, block: str) -> slice:
-        """Returns the columns of a block in x.
+    def columns(self, block: str, *, setting: str = "blocks") -> slice:
+        """Returns the columns of a block in x; `setting` is what names it in the configuration.
 
         Raises:
             ValueError: there is no such block.
         """
         if block not in self.blocks:
-            raise ValueError(f"{block!r} is not a field of this model; {', '.join(self.blocks)}")
+            raise ValueError(f"{setting}: {block!r} is not a field of this model; {', '.join(self.blocks)}")
         start = self.blocks.index(block) * self.block_width
         return slice(start, start + self.block_width)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.epnet import EPNet, EPNetConfig, GateNU, field_columns
+from model.epnet import EPNet, EPNetConfig, GateNU
 from model.network import Network, NetworkInputs, NetworkShape
 from model.network_config import check_counts
 from model.seeding import Drawn, draw_uniform, initialise
@@ -87,7 +87,7 @@ class PEPNet(Network):
         prior_width = shape.block_width * len(config.prior_fields)
         super().__init__(shape, representation_width=prior_width + shape.width)
         self._prior_width = prior_width
-        self._prior_columns = field_columns("prior_fields", config.prior_fields, shape)
+        self._prior_columns = [shape.columns(one, setting="prior_fields") for one in config.prior_fields]
         self.domain_gate = EPNet(config.domain_gate, shape)
         self.towers = PersonalisedTowers(shape.num_tasks, shape.width, self.representation_width, config)
         if seed is not None:

@@ -23,7 +23,7 @@ from model.seeding import named_generator
 from model.shapes import check_same_shapes
 from stream.schema import SchemaConfig
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 
 
 class TrainedModel:

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import FileWriter, checkpoint_paths
+from model.checkpoint import FileWriter, checkpoint_paths, load_checkpoint, save_checkpoint
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.exceptions import CheckpointMismatchError
 from model.optim import OptimConfig
+from model.position_bias import PositionBiasConfig
+from model.sequence_blocks import SequenceBlocksConfig
 from model.source import MemoryExampleSource
 from model.trainer import Trainer, TrainerConfig
 from stream.schema import FeatureConfig, SchemaConfig
@@ -220,14 +223,32 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None
         ),
         (SCHEMA, replace(MODEL, embedding=EmbeddingConfig(width=8)), "model.embedding.width: was 4, is 8"),
         (SCHEMA, ModelConfig(), "model.network.expert_hidden: was 8, is 128"),
+        (SCHEMA, ModelConfig(architecture="mmoe"), "model.architecture: was hinet, is mmoe; "),
+        (SCHEMA, replace(MODEL, sequence=SequenceBlocksConfig()), "model.sequence: was None, is {'blocks': 4, "),
+        (
+            SCHEMA,
+            replace(MODEL, position_bias=PositionBiasConfig(context="context.device")),
+            "model.position_bias: was None, is {'max_position': 50, 'hidden': 64, 'context': 'context.device'}",
+        ),
     ],
 )
 def test_a_config_the_weights_cannot_follow_is_refused_in_a_sentence(
     tmp_path: Path, schema: SchemaConfig, model: ModelConfig, sentence: str
 ) -> None:
     with_checkpoint(tmp_path)
-    with pytest.raises(CheckpointMismatchError, match=f"cannot be continued, the config changed: .*{sentence}"):
+    with pytest.raises(CheckpointMismatchError, match=f"cannot be continued, the config changed: .*{sentence}") as why:
         resumed_with(tmp_path, schema=schema, model=model)
+    assert "\n" not in str(why.value)
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with_checkpoint(tmp_path)
+    newest = load_checkpoint(checkpoint_paths(tmp_path)[0])
+    meta = {name: value for name, value in newest.manifest.learner_meta.items() if name != "growth"} | {"format": 3}
+    manifest = msgspec.structs.replace(newest.manifest, learner_meta=meta)
+    save_checkpoint(tmp_path, replace(newest, manifest=manifest), keep=1)
+    with pytest.raises(CheckpointMismatchError, match="does not fit: format: 3 is not allowed; 4$"):
+        resumed_with(tmp_path)
 
 
 def test_learning_rates_and_label_windows_may_change(tmp_path: Path, uninterrupted: Trainer) -> None:
