@@ -19,7 +19,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
-    port: int = 8080
+    port: int = 8620
     """Port to listen on, 0 to 65535; 0 takes a free one."""
     shutdown_timeout_s: int = 5
     """Seconds that requests in progress get to finish at the end; at least 1."""

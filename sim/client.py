@@ -36,7 +36,7 @@ class RankClient:
     """Calls a ranking service. May be shared by threads."""
 
     def __init__(self, base_url: str, *, timeout_s: float) -> None:
-        """Takes the service's address, e.g. `http://localhost:8080`; nothing is sent yet.
+        """Takes the service's address, e.g. `http://localhost:8620`; nothing is sent yet.
 
         Raises:
             ValueError: not an http(s) address.
