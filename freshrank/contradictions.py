@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 def contradictions(run: "RunConfig") -> Iterator[str]:
     """Yields a sentence for each pair of sections that cannot be right together."""
-    from model.features import model_fields
-    from model.field_ids import IdRules
     from model.learner import Learner
     from stream.timeline import Timeline
     from utility_blender.blend import Blender
@@ -27,15 +25,9 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
     except ValueError as error:
         yield f"blender.{error}"
     try:
-        embedding = run.model.embedding
-        IdRules(model_fields(run.schema, run.model.encoding), embedding.fields, embedding.admission.rule)
+        Learner(run.schema, run.model, seed=0)
     except ValueError as error:
         yield f"model.{error}"
-    if run.schema.unknown_scenario == "add":
-        try:
-            Learner(run.schema, run.model, seed=0)
-        except ValueError as error:
-            yield f"model.{error}"
     if run.join.idle_ms < run.join.commit_interval_ms:
         yield (
             f"join.idle_ms: {run.join.idle_ms} is not allowed; at least join.commit_interval_ms "

@@ -136,6 +136,7 @@ def test_resolved_form_masks_passwords_and_can_be_read_again(tmp_path: Path) -> 
         ("join.idle_ms=1", "join.idle_ms: 1 is not allowed; at least join.commit_interval_ms"),
         ("monitor.trainer=127.0.0.1:8611", "monitor.trainer: 127.0.0.1:8611 is taken by monitor.joiner"),
         ("tasks.hide.policy=oracle", "tasks.hide.policy: oracle knows the future"),
+        ("model.priors.like=0.1", "model.priors: ['like'] are not tasks; click, order"),
         ("sim.scenarios={home: {}}", "sim.scenarios: home is not what the run lists: home, search, deals"),
     ],
 )
