@@ -27,8 +27,8 @@ from model.inputs import RowInputs
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
 from model.network_config import check_counts
 from model.scenario_embedding import ScenarioEmbedding, embed_scenarios
+from model.scenario_towers import ScenarioTowers
 from model.seeding import Drawn, draw_uniform, initialise
-from model.towers import Towers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +117,7 @@ class AESM2(Network):
         self.task_layer = layer(config.expert_width, num_alternatives=num_tasks, context=2 * config.embedding)
         self.embeddings = nn.ModuleList(ScenarioEmbedding(config.embedding) for _ in range(num_scenarios))
         self.task_embeddings = TaskEmbeddings(num_tasks, config.embedding)
-        self.towers = nn.ModuleList(Towers(num_tasks, config.expert_width, config.tower) for _ in range(num_scenarios))
+        self.towers = ScenarioTowers(num_scenarios, num_tasks, config.expert_width, config.tower)
         if seed is not None:
             initialise(self, seed)
 
@@ -127,9 +127,7 @@ class AESM2(Network):
 
     def start_at(self, task: int, prior: float) -> None:
         """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
-        for tower in self.towers:
-            assert isinstance(tower, Towers)
-            tower.start_at(task, prior)
+        self.towers.start_at(task, prior)
 
     def representation(self, inputs: NetworkInputs) -> Tensor:
         """Returns what the scenario layers make of the rows and their Emb(scenario), [B, C]."""
@@ -146,10 +144,8 @@ class AESM2(Network):
         selected = self._task_layer(c_BC, noise)
         if noise is not None:
             self._divergences.append(selected.divergence)
-        logits = [c_BC.new_empty(0, self.shape.num_tasks)]
-        for scenario, start, stop in scenario_slices(row_offsets):
-            logits.append(self.towers[scenario](selected.out_QBd[:, start:stop]))
-        return torch.cat(logits)
+        logits_BT: Tensor = self.towers(selected.out_QBd, row_offsets)
+        return logits_BT
 
     def auxiliary_loss(self) -> Tensor | None:
         """Returns delta times the divergences of the last training forward."""

@@ -12,7 +12,7 @@ the schema: user, context, item, history. m is concatenated once, after mixing: 
 the gate's weights sum to 1. Gates have a zero-initialised bias.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,12 @@ from torch.nn import functional as F
 
 from model.expert_mlps import ExpertMlps
 from model.gate_usage import GateUsage
+from model.inputs import RowInputs
+from model.linear_gates import LinearGate
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
-from model.seeding import Drawn, draw_uniform, initialise
+from model.scenario_towers import ScenarioTowers
+from model.seeding import initialise
 from model.sequence_encoder import SequenceConfig, SequenceEncoder, check_has_history
-from model.towers import Towers
 from model.transformer import Dense, TransformerLayer
 
 _GROUP_OF = {
@@ -73,25 +75,6 @@ class CloseupConfig:
             raise ValueError(f"mixer_heads: {self.mixer_heads} is not allowed; a divisor of {self.token_width}")
 
 
-class GateOfTasks(Drawn):
-    """One scenario's gates: a softmax over the experts for each task, m -> [B, T, K]."""
-
-    def __init__(self, width: int, num_tasks: int, num_experts: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_tasks * num_experts, width))
-        self.bias = nn.Parameter(torch.empty(num_tasks * num_experts))
-        self._num_experts = num_experts
-
-    def forward(self, m_BP: Tensor) -> Tensor:
-        """Returns each task's weights of the experts."""
-        return F.linear(m_BP, self.weight, self.bias).view(len(m_BP), -1, self._num_experts).softmax(dim=2)
-
-    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws the weights as `nn.Linear` does; biases are zero."""
-        draw_uniform(self.weight, self.weight.shape[1], generator_of("weight"))
-        self.bias.zero_()
-
-
 class Closeup(Network):
     """The whole network.
 
@@ -118,9 +101,9 @@ class Closeup(Network):
         self.experts = ExpertMlps(mixed_width, config.expert, num_experts=config.num_experts, dropout=config.dropout)
         head_width = expert_width + (mixed_width if config.residual else 0)
         self.gates = nn.ModuleList(
-            GateOfTasks(mixed_width, shape.num_tasks, config.num_experts) for _ in range(shape.num_scenarios)
+            LinearGate(mixed_width, shape.num_tasks * config.num_experts) for _ in range(shape.num_scenarios)
         )
-        self.heads = nn.ModuleList(Towers(shape.num_tasks, head_width, ()) for _ in range(shape.num_scenarios))
+        self.heads = ScenarioTowers(shape.num_scenarios, shape.num_tasks, head_width, ())
         if seed is not None:
             initialise(self, seed)
 
@@ -130,9 +113,7 @@ class Closeup(Network):
 
     def start_at(self, task: int, prior: float) -> None:
         """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
-        for head in self.heads:
-            assert isinstance(head, Towers)
-            head.start_at(task, prior)
+        self.heads.start_at(task, prior)
 
     def representation(self, inputs: NetworkInputs) -> Tensor:
         """Returns all experts' outputs and m, side by side, [B, C]."""
@@ -155,7 +136,7 @@ class Closeup(Network):
         parts = torch.split(c_BC, [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)])
         for scenario, _, _ in scenario_slices(row_offsets):
             experts_BKe, m_BP = self._split(parts[scenario])
-            u_TBe = (self.gates[scenario](m_BP) @ experts_BKe).transpose(0, 1)
+            u_TBe = (self._gate_weights(scenario, m_BP) @ experts_BKe).transpose(0, 1)
             if self._config.residual:
                 u_TBe = torch.cat([u_TBe, m_BP.expand(len(u_TBe), -1, -1)], dim=2)
             logits.append(self.heads[scenario](u_TBe))
@@ -167,9 +148,14 @@ class Closeup(Network):
         return [
             GateUsage(gate="mmoe", scenario=scenario, task=task, weight_BK=weight_BTK[:, task])
             for scenario, start, stop in scenario_slices(inputs.row_offsets)
-            for weight_BTK in [self.gates[scenario](self._split(c_BC[start:stop])[1])]
+            for weight_BTK in [self._gate_weights(scenario, self._split(c_BC[start:stop])[1])]
             for task in range(self.shape.num_tasks)
         ]
+
+    def _gate_weights(self, scenario: int, m_BP: Tensor) -> Tensor:
+        """Returns what a scenario's gates give to the experts, [B, T, K]."""
+        gate_BN: Tensor = self.gates[scenario](RowInputs(m_BP))
+        return gate_BN.view(len(m_BP), self.shape.num_tasks, self._config.num_experts).softmax(dim=2)
 
     def _split(self, c_BC: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the experts' outputs, [B, K, e], and m, [B, P]."""

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network import Network, NetworkInputs, NetworkShape
 from model.network_config import check_counts
+from model.scenario_towers import ScenarioTowers
 from model.seeding import initialise
-from model.towers import Towers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +64,7 @@ class ESMM(Network):
                 raise ValueError(f"funnel: {task!r} is not allowed; tasks of this model: {', '.join(shape.tasks)}")
         self._funnel = [shape.tasks.index(task) for task in config.funnel]
         self._priors: dict[int, float] = {}
-        self.towers = nn.ModuleList(
-            Towers(shape.num_tasks, shape.width, config.tower) for _ in range(shape.num_scenarios)
-        )
+        self.towers = ScenarioTowers(shape.num_scenarios, shape.num_tasks, shape.width, config.tower)
         if seed is not None:
             initialise(self, seed)
 
@@ -80,10 +78,7 @@ class ESMM(Network):
 
     def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
         """Returns the logits, [B, T]: of P(task | impression), for the tasks of the funnel too."""
-        logits = [torch.empty(0, self.shape.num_tasks, dtype=c_BC.dtype, device=c_BC.device)]
-        for scenario, start, stop in scenario_slices(row_offsets):
-            logits.append(self.towers[scenario](c_BC[start:stop].expand(self.shape.num_tasks, -1, -1)))
-        task_TB = list(torch.cat(logits).unbind(dim=1))
+        task_TB = list(self.towers(c_BC.expand(self.shape.num_tasks, -1, -1), row_offsets).unbind(dim=1))
         for before, task in zip(self._funnel, self._funnel[1:], strict=False):
             task_TB[task] = logit_of_both(task_TB[before], task_TB[task])
         return torch.stack(task_TB, dim=1)
@@ -99,7 +94,7 @@ class ESMM(Network):
         """
         self._priors[task] = prior
         if task not in self._funnel:
-            self._set_starts(task, prior)
+            self.towers.start_at(task, prior)
             return
         asked = [step for step in self._funnel if step in self._priors]
         for before, step in zip(asked, asked[1:], strict=False):
@@ -112,10 +107,5 @@ class ESMM(Network):
         for place, step in enumerate(self._funnel):
             later = next((self._priors[one] for one in self._funnel[place:] if one in self._priors), 0.0)
             target = self._priors.get(step, max(reached / 2, math.sqrt(reached * later)))
-            self._set_starts(step, target / reached)
+            self.towers.start_at(step, target / reached)
             reached = target
-
-    def _set_starts(self, task: int, prior: float) -> None:
-        for tower in self.towers:
-            assert isinstance(tower, Towers)
-            tower.start_at(task, prior)

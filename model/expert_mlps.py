@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.seeding import Drawn, draw_uniform
+from model.seeding import Drawn, draw_layers, draw_uniform
 
 
 class ExpertMlps(Drawn):
@@ -49,6 +49,4 @@ class ExpertMlps(Drawn):
         """Draws layers as `nn.Linear` does."""
         for name in ("in_weight", "in_bias"):
             draw_uniform(getattr(self, name), self.in_weight.shape[1], generator_of(name))
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
-            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
+        draw_layers(self.weights, self.biases, generator_of)

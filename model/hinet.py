@@ -27,9 +27,9 @@ from model.hinet_config import HiNetConfig
 from model.inputs import RowInputs
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
 from model.scenario_attention import ScenarioAttention
+from model.scenario_towers import ScenarioTowers
 from model.seeding import Drawn, initialise
 from model.sei import SubExpertIntegration
-from model.towers import Towers
 
 
 class InputAffine(Drawn):
@@ -68,14 +68,14 @@ class HiNet(Network):
         self.scores_as_it_learns = config.sei_dropout == 0.0
         self.learns_foreign_heads = config.loss_rows == "all"
         self._seed = seed
-        each, width = range(shape.num_scenarios), config.task_width
+        each = range(shape.num_scenarios)
         self.affine = InputAffine(shape.width) if config.input_affine else None
         self.shared = self._sei(config.num_shared_experts) if config.hierarchy else None
         self.scenarios = nn.ModuleList(self._sei(config.num_scenario_experts) for _ in each if config.hierarchy)
         self.attention = self._attention() if has_attention else None
         self.gates = nn.ModuleList(self._cgc() for _ in each)
         self.shared_task_experts = self._shared_task_experts() if config.task_layer == "global" else None
-        self.towers = nn.ModuleList(Towers(shape.num_tasks, width, config.tower) for _ in each)
+        self.towers = ScenarioTowers(shape.num_scenarios, shape.num_tasks, config.task_width, config.tower)
         if config.san_softmax != "others":
             self.cannot_grow = f"san_softmax: {config.san_softmax} is not allowed where scenarios are added; others"
         elif self.attention is None and config.san != "none":
@@ -129,9 +129,7 @@ class HiNet(Network):
 
     def start_at(self, task: int, prior: float) -> None:
         """Makes a task's logits start near the logit of `prior`, a probability, in every scenario."""
-        for tower in self.towers:
-            assert isinstance(tower, Towers)
-            tower.start_at(task, prior)
+        self.towers.start_at(task, prior)
 
     def gate_usage(self, inputs: NetworkInputs) -> list[GateUsage]:
         """Returns the weights of the SEIs (`sei.shared`, `sei.own`), the attention (`san`) and the CGCs (`cgc`)."""

@@ -10,8 +10,7 @@ is a scenario's own is its embedding.
 Letters: B rows, D input width, T tasks, Z width of z, P of its prior fields.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,8 @@ from torch.nn import functional as F
 from model.epnet import EPNet, EPNetConfig, GateNU
 from model.network import Network, NetworkInputs, NetworkShape
 from model.network_config import check_counts
-from model.seeding import Drawn, draw_uniform, initialise
+from model.seeding import initialise
+from model.towers import TowerLayers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +43,14 @@ class PEPNetConfig:
         check_counts(self)
 
 
-class PersonalisedTowers(Drawn):
+class PersonalisedTowers(TowerLayers):
     """PPNet: T towers, every layer's input gated by z; O [B, D], z [B, Z] -> logits [B, T]."""
 
     def __init__(self, num_tasks: int, width: int, z_width: int, config: PEPNetConfig) -> None:
-        super().__init__()
-        widths = [width, *config.tower, 1]
-        shapes = [(num_tasks, fan_in, out) for fan_in, out in zip(widths, widths[1:], strict=False)]
-        self.gates = nn.ModuleList(GateNU(num_tasks, z_width, config.gate_hidden, fan_in) for _, fan_in, _ in shapes)
-        self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
-        self.biases = nn.ParameterList(torch.empty(num_tasks, 1, out) for _, _, out in shapes)
+        super().__init__(num_tasks, width, config.tower)
+        self.gates = nn.ModuleList(
+            GateNU(num_tasks, z_width, config.gate_hidden, weight.shape[1]) for weight in self.weights
+        )
 
     def forward(self, o_BD: Tensor, z_BZ: Tensor) -> Tensor:
         """Returns the logits, [B, T]."""
@@ -62,17 +60,6 @@ class PersonalisedTowers(Drawn):
                 u_TBd = F.relu(u_TBd)
             u_TBd = torch.baddbmm(bias, gate(z_BZ) * u_TBd, weight)
         return u_TBd.squeeze(2).t()
-
-    def start_at(self, task: int, prior: float) -> None:
-        """Makes a task's logits start near the logit of `prior`, a probability."""
-        with torch.no_grad():
-            self.biases[-1][task] = math.log(prior / (1 - prior))
-
-    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
-            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
 
 
 class PEPNet(Network):

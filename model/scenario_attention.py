@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.seeding import Drawn, draw_uniform
+from model.seeding import Drawn, draw_layers, draw_uniform
 from model.sei import GateActivation, activated
 
 SanSoftmax = Literal["others", "all_then_zero"]
@@ -151,6 +151,4 @@ class Bottleneck(Drawn):
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
-            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
+        draw_layers(self.weights, self.biases, generator_of)

@@ -46,3 +46,15 @@ def draw_uniform(parameter: Tensor, fan_in: int, generator: torch.Generator) -> 
     """Draws as `nn.Linear` does: within 1/sqrt(fan_in). A 3-D tensor is a stack of layers, not one wide layer."""
     bound = 1.0 / math.sqrt(fan_in)
     parameter.uniform_(-bound, bound, generator=generator)
+
+
+def draw_layers(
+    weights: nn.ParameterList, biases: nn.ParameterList, generator_of: Callable[[str], torch.Generator]
+) -> None:
+    """Draws `weights` and `biases` of consecutive layers as `nn.Linear` does.
+
+    Weights are [out, in], or [K, in, out] for K layers side by side: their second dimension is the fan-in.
+    """
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
+        draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))

@@ -16,7 +16,7 @@ from model.inputs import RowInputs
 from model.network import Network, NetworkInputs, NetworkShape
 from model.network_config import check_counts
 from model.scenario_towers import ScenarioTowers
-from model.seeding import Drawn, draw_uniform, initialise
+from model.seeding import Drawn, draw_layers, initialise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,7 @@ class Bottom(Drawn):
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
-            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
+        draw_layers(self.weights, self.biases, generator_of)
 
 
 class SharedBottom(Network):

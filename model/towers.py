@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.seeding import Drawn, draw_uniform
+from model.seeding import Drawn, draw_layers
 
 
-class Towers(Drawn):
-    """T towers, [T, B, d] -> logits [B, T]; ReLU between layers, the last one linear of width 1."""
+class TowerLayers(Drawn):
+    """The layers of T towers, the last one of width 1; how they are run is the subclass's."""
 
     def __init__(self, num_tasks: int, width: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -23,14 +23,6 @@ class Towers(Drawn):
         self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
         self.biases = nn.ParameterList(torch.empty(num_tasks, 1, out) for _, _, out in shapes)
 
-    def forward(self, features_TBd: Tensor) -> Tensor:
-        """Returns the logits, [B, T]."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                features_TBd = F.relu(features_TBd)
-            features_TBd = torch.baddbmm(bias, features_TBd, weight)
-        return features_TBd.squeeze(2).t()
-
     def start_at(self, task: int, prior: float) -> None:
         """Makes a task's logits start near the logit of `prior`, a probability."""
         with torch.no_grad():
@@ -38,6 +30,16 @@ class Towers(Drawn):
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""
+        draw_layers(self.weights, self.biases, generator_of)
+
+
+class Towers(TowerLayers):
+    """T towers, [T, B, d] -> logits [B, T]; ReLU between layers, the last one linear."""
+
+    def forward(self, features_TBd: Tensor) -> Tensor:
+        """Returns the logits, [B, T]."""
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            draw_uniform(weight, weight.shape[1], generator_of(f"weights.{layer}"))
-            draw_uniform(bias, weight.shape[1], generator_of(f"biases.{layer}"))
+            if layer:
+                features_TBd = F.relu(features_TBd)
+            features_TBd = torch.baddbmm(bias, features_TBd, weight)
+        return features_TBd.squeeze(2).t()
