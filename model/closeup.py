@@ -14,6 +14,7 @@ the gate's weights sum to 1. Gates have a zero-initialised bias.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from model.gate_usage import GateUsage
 from model.inputs import RowInputs
 from model.linear_gates import LinearGate
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network_config import check_counts
 from model.scenario_towers import ScenarioTowers
 from model.seeding import initialise
 from model.sequence_encoder import SequenceConfig, SequenceEncoder, check_has_history
@@ -64,11 +66,9 @@ class CloseupConfig:
     """Whether the heads see m beside the mixed experts."""
 
     def __post_init__(self) -> None:
-        for name in ("group_hidden", "token_width", "mixer_heads", "mixer_hidden", "num_experts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
-        if not self.expert or any(width < 1 for width in self.expert):
-            raise ValueError(f"expert: {self.expert} is not allowed; one width or more, each at least 1")
+        check_counts(self)
+        if not self.expert:
+            raise ValueError("expert: () is not allowed; at least one width")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: {self.dropout} is not allowed; at least 0 and below 1")
         if self.token_width % self.mixer_heads:
@@ -133,7 +133,7 @@ class Closeup(Network):
         """Returns the logits, [B, T], from what `representation` returned."""
         logits = [torch.empty(0, self.shape.num_tasks, dtype=c_BC.dtype, device=c_BC.device)]
         # Splitting at once instead of slicing: the gradient of each slice would be as large as all of C.
-        parts = torch.split(c_BC, [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)])
+        parts = torch.split(c_BC, [stop - start for start, stop in pairwise(row_offsets)])
         for scenario, _, _ in scenario_slices(row_offsets):
             experts_BKe, m_BP = self._split(parts[scenario])
             u_TBe = (self._gate_weights(scenario, m_BP) @ experts_BKe).transpose(0, 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.dropout import dropped_out
 from model.seeding import Drawn, draw_layers, draw_uniform
 
 
@@ -34,16 +35,10 @@ class ExpertMlps(Drawn):
         first_BN = F.linear(x_BP, self.in_weight, self.in_bias)
         num_rows, num_columns = first_BN.shape
         first_BKe = first_BN.view(num_rows, self._num_experts, num_columns // self._num_experts)
-        features_KBe = self._dropped(F.relu(first_BKe), noise).transpose(0, 1)
+        features_KBe = dropped_out(F.relu(first_BKe), self._dropout, noise).transpose(0, 1)
         for weight, bias in zip(self.weights, self.biases, strict=True):
-            features_KBe = self._dropped(F.relu(torch.baddbmm(bias, features_KBe, weight)), noise)
+            features_KBe = dropped_out(F.relu(torch.baddbmm(bias, features_KBe, weight)), self._dropout, noise)
         return features_KBe.transpose(0, 1)
-
-    def _dropped(self, features: Tensor, noise: torch.Generator | None) -> Tensor:
-        if noise is None or not self._dropout:
-            return features
-        is_kept = torch.rand(features.shape, generator=noise).to(features.device) >= self._dropout
-        return features * is_kept / (1.0 - self._dropout)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws layers as `nn.Linear` does."""

@@ -15,6 +15,7 @@ released code's among them, is a switch of the configuration (`docs/hinet.md`).
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from model.experts import GatedExperts
 from model.gate_usage import GateUsage
 from model.hinet_config import HiNetConfig
 from model.inputs import RowInputs
-from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network import Network, NetworkInputs, NetworkShape, of_each_row, scenario_slices
 from model.scenario_attention import ScenarioAttention
 from model.scenario_towers import ScenarioTowers
 from model.seeding import Drawn, initialise
@@ -89,25 +90,24 @@ class HiNet(Network):
         if self.shared is None:
             return x.whole()
         features = [scenario(x, inputs.noise) for scenario in self.scenarios]
-        bounds = list(zip(row_offsets, row_offsets[1:], strict=False))
+        bounds = pairwise(row_offsets)
         own_Bd = torch.cat(
             [features_Bd[start:stop] for features_Bd, (start, stop) in zip(features, bounds, strict=True)]
         )
         parts = [self.shared(x, inputs.noise), own_Bd]
         if self.attention is not None:
-            parts.append(self._mix_of_others(features, bounds))
+            parts.append(self._mix_of_others(features, row_offsets))
         return torch.cat(parts if self.config.concat_order == "gsa" else parts[::-1], dim=1)
 
     def features(self, inputs: NetworkInputs) -> RowInputs:
         """Returns x as the SEIs see it."""
         return inputs.x if self.affine is None else self.affine(inputs.x)
 
-    def _mix_of_others(self, features: list[Tensor], bounds: list[tuple[int, int]]) -> Tensor:
+    def _mix_of_others(self, features: list[Tensor], row_offsets: Sequence[int]) -> Tensor:
         assert self.attention is not None
         if self.config.san == "detach":
             features = [features_Bd.detach() for features_Bd in features]
-        rows_M = torch.tensor([stop - start for start, stop in bounds], device=features[0].device)
-        a_BM = self.attention().repeat_interleave(rows_M, dim=0)
+        a_BM = of_each_row(self.attention(), row_offsets)
         mixed_Bd = torch.zeros_like(features[0])
         for m, features_Bd in enumerate(features):  # in order of m: a scenario added later adds its exact zeros last
             mixed_Bd = torch.addcmul(mixed_Bd, a_BM[:, m, None], features_Bd)

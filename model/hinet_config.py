@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from model.cgc import CgcGate
+from model.network_config import check_counts
 from model.scenario_attention import SanGate, SanSoftmax
 from model.sei import GateActivation
 
@@ -65,12 +66,7 @@ class HiNetConfig:
     many sub-experts), or random. Its heads start as its donor's."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if isinstance(value, int) and not isinstance(value, bool) and name != "sei_dropout" and value < 1:
-                raise ValueError(f"{name}: {value} is not allowed; at least 1")
-        if any(width < 1 for width in self.tower):
-            raise ValueError(f"tower: {self.tower} is not allowed; each width at least 1")
+        check_counts(self)
         if not 0.0 <= self.sei_dropout < 1.0:
             raise ValueError(f"sei_dropout: {self.sei_dropout} is not allowed; at least 0, below 1")
         if not self.hierarchy:

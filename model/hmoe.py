@@ -21,6 +21,7 @@ rho_tj: 1 as published, and 0 for one that was added, until it is opened (`forei
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from model.expert_mixture import ExpertMixture
 from model.experts import GatedExperts
 from model.gate_usage import GateUsage
 from model.inputs import RowInputs
-from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network import Network, NetworkInputs, NetworkShape, of_each_row, scenario_slices
 from model.network_config import check_counts
 from model.scenario_admission import foreign_admission
 from model.scenario_towers import ScenarioTowers
@@ -145,8 +146,8 @@ class HMoE(Network):
         for scenario, _, _ in scenario_slices(row_offsets):
             gates.append(self.gates[scenario](rows_M[scenario]).flatten(1))
         v = self._scenario_logits(x)
-        own_v = [v_BT[start:stop] for v_BT, start, stop in zip(v, row_offsets, row_offsets[1:], strict=False)]
-        foreign_BM = self._foreign_BM(row_offsets)
+        own_v = [v_BT[start:stop] for v_BT, (start, stop) in zip(v, pairwise(row_offsets), strict=True)]
+        foreign_BM = of_each_row(self.rho_MM, row_offsets)
         scores = self._foreign_scores(x, experts_KBd)
         is_BT, is_not_BT = (
             _log_mass([v_BT + F.logsigmoid(sign * s_BT) for v_BT, s_BT in zip(v, scores, strict=True)], foreign_BM)
@@ -162,7 +163,7 @@ class HMoE(Network):
         with_foreign_BT = torch.logaddexp(v_BT + F.logsigmoid(s_BT), is_BT) - torch.logaddexp(
             v_BT + F.logsigmoid(-s_BT), is_not_BT
         )
-        is_open_B1 = (self._foreign_BM(row_offsets) > 0).any(dim=1, keepdim=True)
+        is_open_B1 = (of_each_row(self.rho_MM, row_offsets) > 0).any(dim=1, keepdim=True)
         return torch.where(is_open_B1, with_foreign_BT, s_BT)
 
     def start_at(self, task: int, prior: float) -> None:
@@ -216,12 +217,6 @@ class HMoE(Network):
             mixed_BTd = torch.bmm(gate(x).softmax(dim=2), experts_KBd.transpose(0, 1))
             scores.append(towers(mixed_BTd.transpose(0, 1)))
         return scores
-
-    def _foreign_BM(self, row_offsets: Sequence[int]) -> Tensor:
-        """Returns rho of each row's scenario, [B, M]."""
-        num_rows = [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)]
-        rows_M = torch.tensor(num_rows, device=self.rho_MM.device)
-        return self.rho_MM.repeat_interleave(rows_M, dim=0, output_size=row_offsets[-1])
 
 
 def _log_mass(terms: list[Tensor], rho_BM: Tensor) -> Tensor:

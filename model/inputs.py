@@ -1,6 +1,10 @@
-"""The network's input: rows whose request part is shared by all rows of a request."""
+"""The network's input: rows whose request part is shared by all rows of a request.
+
+Letters: R requests, B rows, D input width, N width of what is made of it.
+"""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +43,7 @@ class RowInputs:
 
     def split(self, row_offsets: Sequence[int]) -> list["RowInputs"]:
         """Returns the rows from each of `row_offsets` to the next one, whose first is 0 and last B."""
-        num_rows = [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)]
+        num_rows = [stop - start for start, stop in pairwise(row_offsets)]
         items = torch.split(self._item_BD, num_rows)
         if self._request_RD is None or self._request_index_B is None:
             return [RowInputs(item_BD) for item_BD in items]

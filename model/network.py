@@ -6,6 +6,7 @@ Letters: B rows, D input width, W block width, M scenarios, T tasks, C width of 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -169,5 +170,15 @@ def scenario_slices(row_offsets: Sequence[int]) -> list[tuple[int, int, int]]:
     >>> scenario_slices([0, 2, 2, 5])
     [(0, 0, 2), (2, 2, 5)]
     """
-    bounds = zip(row_offsets, row_offsets[1:], strict=False)
-    return [(scenario, start, stop) for scenario, (start, stop) in enumerate(bounds) if stop > start]
+    bounds = enumerate(pairwise(row_offsets))
+    return [(scenario, start, stop) for scenario, (start, stop) in bounds if stop > start]
+
+
+def of_each_row(table_MX: Tensor, row_offsets: Sequence[int]) -> Tensor:
+    """Returns what a table with a row per scenario has for the scenario of each row, [B, X].
+
+    >>> of_each_row(torch.tensor([[1], [2], [3]]), [0, 2, 2, 3]).tolist()
+    [[1], [1], [3]]
+    """
+    num_rows_M = torch.tensor([stop - start for start, stop in pairwise(row_offsets)], device=table_MX.device)
+    return table_MX.repeat_interleave(num_rows_M, dim=0, output_size=row_offsets[-1])

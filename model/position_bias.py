@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
+from model.network import Network, NetworkInputs, NetworkShape, of_each_row, scenario_slices
 from model.network_around import NetworkAround
+from model.network_config import check_counts
+from model.scenario_embedding import ScenarioEmbedding, embed_scenarios
 from model.seeding import Drawn, draw_uniform, initialise
 
 
@@ -44,31 +46,13 @@ class PositionBiasConfig:
     """Rows after which a row counts half in the constant that serving adds; greater than 0."""
 
     def __post_init__(self) -> None:
-        for name in ("max_position", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        check_counts(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: {self.dropout} is not allowed; at least 0 and below 1")
         if not self.half_life_rows > 0:
             raise ValueError(f"half_life_rows: {self.half_life_rows} is not allowed; greater than 0")
         if self.context is not None and not self.context.startswith("context."):
             raise ValueError(f"context: {self.context} is not allowed; context.<feature>")
-
-
-class ScenarioRow(Drawn):
-    """What the hidden layer gets of one scenario."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.row = nn.Parameter(torch.empty(width))
-
-    def forward(self, num_rows: int) -> Tensor:
-        """Returns the row for so many rows of the scenario."""
-        return self.row.expand(num_rows, -1)
-
-    def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws the row as small as those of the positions."""
-        draw_uniform(self.row, len(self.row), generator_of("row"))
 
 
 class PositionTower(Drawn):
@@ -86,7 +70,9 @@ class PositionTower(Drawn):
         self._config = config
         self._columns = None if config.context is None else shape.columns(config.context, setting="context")
         self.position = nn.Parameter(torch.empty(config.max_position + 1, config.hidden))
-        self.scenarios = nn.ModuleList(ScenarioRow(config.hidden) for _ in range(shape.num_scenarios))
+        self.scenarios = nn.ModuleList(
+            ScenarioEmbedding(config.hidden, fan_in=config.hidden) for _ in range(shape.num_scenarios)
+        )
         self.context = None
         if config.context is not None:
             self.context = nn.Parameter(torch.empty(config.hidden, shape.block_width))
@@ -99,10 +85,7 @@ class PositionTower(Drawn):
         """Returns z_bias; with `noise` features are left out as in a training forward."""
         assert inputs.position_B is not None
         position_B = inputs.position_B.clamp(0, self._config.max_position)
-        scenarios = [
-            self.scenarios[scenario](stop - start) for scenario, start, stop in scenario_slices(inputs.row_offsets)
-        ]
-        features = [F.embedding(position_B, self.position), torch.cat(scenarios)]
+        features = [F.embedding(position_B, self.position), embed_scenarios(self.scenarios, inputs.row_offsets)]
         if self.context is not None:
             features.append(F.linear(inputs.x.whole()[:, self._columns].detach(), self.context))
         if noise is not None and self._config.dropout:
@@ -143,9 +126,7 @@ class PositionBiased(NetworkAround):
 
     def task_logits(self, c_BC: Tensor, row_offsets: Sequence[int]) -> Tensor:
         """Returns the inner network's plus the constants, [B, T]."""
-        num_rows = [stop - start for start, stop in zip(row_offsets, row_offsets[1:], strict=False)]
-        constants = [one_T.expand(n, -1) for one_T, n in zip(self.constant_MT, num_rows, strict=True)]
-        return self.network.task_logits(c_BC, row_offsets) + torch.cat(constants)
+        return self.network.task_logits(c_BC, row_offsets) + of_each_row(self.constant_MT, row_offsets)
 
     def all_head_logits(self, c_BC: Tensor) -> Tensor:
         """Returns the inner network's plus the constants, [B, M, T]."""
@@ -154,13 +135,12 @@ class PositionBiased(NetworkAround):
     def position_bias(self, inputs: NetworkInputs, logits_BT: Tensor) -> Tensor:
         """Returns what a training forward adds to `task_logits`: z_bias without the constant that is in there."""
         assert self.tower is not None
-        slices = scenario_slices(inputs.row_offsets)
-        constants_BT = torch.cat([self.constant_MT[i].expand(stop - start, -1) for i, start, stop in slices])
+        constants_BT = of_each_row(self.constant_MT, inputs.row_offsets)
         with torch.no_grad():
             p_BT = logits_BT.sigmoid()
             gap_BT = (logits_BT + self.tower(inputs, None) - constants_BT).sigmoid() - p_BT
             num_rows_M, step_MT = torch.zeros_like(self.tower.rows_M), torch.zeros_like(self.constant_MT)
-            for i, start, stop in slices:
+            for i, start, stop in scenario_slices(inputs.row_offsets):
                 slope_T = (p_BT * (1.0 - p_BT))[start:stop].sum(dim=0)
                 step_MT[i] = (gap_BT[start:stop].sum(dim=0) / slope_T.clamp_min(1e-9)).clamp(-1.0, 1.0)
                 num_rows_M[i] = stop - start

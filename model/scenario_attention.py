@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.scenario_admission import foreign_admission
 from model.seeding import Drawn, draw_layers, draw_uniform
 from model.sei import GateActivation, activated
 
@@ -96,19 +97,12 @@ class ScenarioAttention(Drawn):
         self._set_rho()
 
     def _set_rho(self) -> None:
-        """Sets rho from shares and donors.
-
-        A column is its scenario's share. A scenario sees of those before it what its donor sees, and of the donor, who
-        does not see itself, its own share: then its first row is the donor's, and every entry follows one share.
-        """
+        """Sets rho from shares and donors; the softmax over all scenarios sees the own one too."""
+        live = slice(self.num_scenarios)
         rho_NN = torch.zeros_like(self.log_rho_NN)
-        for i, donor in enumerate(self.donor_N[: self.num_scenarios].tolist()):
-            rho_NN[i] = self.share_N
-            if donor >= 0:
-                rho_NN[i, :i] = rho_NN[donor, :i]
-                rho_NN[i, donor] = self.share_N[i]
-            if self._softmax == "others":
-                rho_NN[i, i] = 0.0
+        rho_NN[live, live] = foreign_admission(self.share_N[live], self.donor_N[live])
+        if self._softmax == "all_then_zero":
+            rho_NN.diagonal().copy_(self.share_N)
         self.reach_N1.copy_(rho_NN.amax(dim=1, keepdim=True))
         self.log_rho_NN.copy_(rho_NN.log().clamp_min(_LOG_OF_0))
 

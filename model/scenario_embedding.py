@@ -15,8 +15,10 @@ from model.seeding import Drawn, draw_uniform
 class ScenarioEmbedding(Drawn):
     """The learnt row of one scenario."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, fan_in: int = 1) -> None:
+        """It is drawn within 1 / sqrt(fan_in)."""
         super().__init__()
+        self._fan_in = fan_in
         self.row = nn.Parameter(torch.empty(width))
 
     def forward(self, num_rows: int) -> Tensor:
@@ -24,8 +26,8 @@ class ScenarioEmbedding(Drawn):
         return self.row.expand(num_rows, -1)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws within -1 and 1."""
-        draw_uniform(self.row, 1, generator_of("row"))
+        """Draws the row."""
+        draw_uniform(self.row, self._fan_in, generator_of("row"))
 
 
 def embed_scenarios(embeddings: nn.ModuleList, row_offsets: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.dropout import dropped_out
 from model.experts import GatedExperts
 from model.inputs import RowInputs
 
@@ -62,10 +63,6 @@ class SubExpertIntegration(nn.Module):
         num_experts, hidden, _ = bank.out_weight.shape
         z_BN = x.linear(bank.in_weight, bank.in_bias)
         hidden_BKh = F.relu(z_BN[:, : num_experts * hidden]).view(-1, num_experts, hidden)
-        hidden_KBh = self._drop(hidden_BKh.transpose(0, 1), noise)
+        hidden_KBh = dropped_out(hidden_BKh.transpose(0, 1), self._dropout, noise)
         experts_KBd = F.relu(torch.baddbmm(bank.out_bias, hidden_KBh, bank.out_weight))
-        return self._drop(experts_KBd, noise), z_BN[:, num_experts * hidden :]
-
-    def _drop(self, features: Tensor, noise: torch.Generator) -> Tensor:
-        draw = torch.rand(features.shape, generator=noise, device=noise.device).to(features.device)
-        return torch.where(draw < self._dropout, 0.0, features / (1.0 - self._dropout))
+        return dropped_out(experts_KBd, self._dropout, noise), z_BN[:, num_experts * hidden :]

@@ -12,6 +12,7 @@ from torch import nn
 
 from model.network import Network, NetworkInputs, NetworkShape
 from model.network_around import NetworkAround
+from model.network_config import check_counts
 from model.seeding import initialise
 from model.sequence_encoder import SequenceConfig, SequenceEncoder, check_has_history
 from model.transformer import Dense
@@ -27,8 +28,7 @@ class SequenceBlocksConfig:
     """The encoder of the actions."""
 
     def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ValueError(f"blocks: {self.blocks} is not allowed; at least 1")
+        check_counts(self)
 
 
 class _Front(nn.Module):

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from model.inputs import RowInputs
 from model.network import NetworkShape
+from model.network_config import check_counts
 from model.seeding import Drawn, draw_uniform
 from model.sequence_inputs import SequenceInputs
 from model.transformer import Attention, Dense, TransformerLayer, check_heads
@@ -50,9 +51,7 @@ class SequenceConfig:
     to follow the last action only; 0: hide none. Published: 24 hours, for models that are trained once a day."""
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_heads", "hidden", "newest"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        check_counts(self, but=("time_mask_ms",))
         if self.time_mask_ms < 0:
             raise ValueError(f"time_mask_ms: {self.time_mask_ms} is not allowed; at least 0")
 

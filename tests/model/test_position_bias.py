@@ -110,7 +110,8 @@ def test_an_added_scenario_starts_as_its_donor() -> None:
     net.after_step()
     before_BT = net(inputs)
     assert net.add_scenario(donor=1) == 3 and net.num_scenarios == 4
-    assert torch.equal(net(dataclasses.replace(inputs, row_offsets=[0, 2, 4, 4, 4])), before_BT)
+    inputs = dataclasses.replace(inputs, row_offsets=[0, 2, 4, 4, 4])
+    assert torch.equal(net(inputs), before_BT)
     moved = dataclasses.replace(inputs, row_offsets=[0, 2, 2, 2, 4])
     assert torch.equal(net(moved), before_BT)
     assert torch.equal(net.position_bias(moved, before_BT), net.position_bias(inputs, before_BT))
