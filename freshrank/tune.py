@@ -1,6 +1,7 @@
 """`freshrank tune`: a search over a model's settings by progressive NE."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import click
 
 from freshrank.command import run_options
 from freshrank.config import RunConfig
+from freshrank.data_sets import path_of
 
 if TYPE_CHECKING:
     from freshrank.tune_study import SamplerName, Trial
@@ -83,7 +85,7 @@ def _entry(number: int, trial: "Trial") -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("source")
 @run_options()
 @click.option("--trials", type=click.IntRange(min=1), default=30, show_default=True, help="In all, earlier ones too.")
 @click.option(
@@ -108,7 +110,7 @@ def _entry(number: int, trial: "Trial") -> dict[str, Any]:
 @click.option("--limit", type=click.IntRange(min=1), metavar="ROWS", help="Use the first so many examples only.")
 @click.option("--report", type=_FILE, help="Write an HTML page.")
 @click.option("--json", "json_out", type=_FILE, help="Write the figures as JSON.")
-def tune(run: RunConfig, report: Path | None, json_out: Path | None, **given: Any) -> None:
+def tune(run: RunConfig, source: str, report: Path | None, json_out: Path | None, **given: Any) -> None:
     """Searches for the settings of a model with the least progressive NE on SOURCE, as mean over its tasks.
 
     SOURCE is what `freshrank compare` takes: a recorded log, RankLens, or MovieLens-1M. It is encoded once; each trial
@@ -129,7 +131,7 @@ def tune(run: RunConfig, report: Path | None, json_out: Path | None, **given: An
             raise click.ClickException(f"{path}: there is no folder {path.parent}")
     torch.set_num_threads(1)  # the last bits depend on their number, and small steps gain little from more
     try:
-        result = search(run, Wanted(**given), on_trial=_say)
+        result = search(run, Wanted(source=path_of(source, os.environ), **given), on_trial=_say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     if json_out is not None:

