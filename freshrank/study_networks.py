@@ -17,6 +17,7 @@ from freshrank.compare_data import CompareBatch, CompareData
 from freshrank.compare_metrics import Report, figures, paired, summary
 from freshrank.compare_models import equal_inputs
 from freshrank.compare_run import CompareConfig, Comparison, PassReport
+from freshrank.peers import PEERS
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
 from model.features import EncodingConfig, FeatureEncoder, RowColumns
@@ -62,6 +63,9 @@ class NetworkStudyConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
         if not self.dense_lrs:
             raise ValueError("dense_lrs: none is not allowed; at least one")
+        for name in CompareConfig(models=self.models).models:
+            if name.partition(":")[0] in PEERS:
+                raise ValueError(f"models: {name} is not allowed; only networks, whose sizes can be made equal")
 
 
 def model_config(world: ConflictWorldConfig, dense_lr: float = 1e-3) -> ModelConfig:
@@ -95,6 +99,8 @@ def study_networks(
         passes: list[PassReport] = []
         compared = CompareConfig(models=(name,), seeds=1, holdout=0)
         Comparison(data, model_config(config.world, dense_lr), compared, cpu_s).run(name, passes.append)
+        if any(cells["all"]["ne"] is None for cells in passes[0].progressive.values()):
+            raise ValueError(f"rows: {config.rows} is not allowed; so many that a task has both kinds of labels")
         on_pass(seed, dense_lr, passes[0])
         parameters[name] = passes[0].num_weights
         return passes[0].progressive

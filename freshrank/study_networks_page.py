@@ -17,7 +17,7 @@ def study_networks_page(result: Mapping[str, Any]) -> str:
     ]
     body = [
         "<h1>Networks and the truth</h1>",
-        f'<p class="quiet">{result["worlds"]} synthetic worlds of {result["rows"]:,} rows with conflicting tasks and '
+        f'<p class="quiet">Synthetic worlds: {result["worlds"]}, of {result["rows"]:,} rows with conflicting tasks and '
         "shifted scenarios; equal data, order, embeddings and dense parameters (within a tenth); each network at the "
         "learning rate that suits it best in a world apart. Progressive figures of the second half of each world; mean "
         "over worlds ± half the 95 % interval; less is better.</p>",
