@@ -139,7 +139,7 @@ def find_checkpoint(folder: Path) -> tuple[str, "Checkpoint"]:
         return folder.name, load_checkpoint(folder)
     checkpoint = load_latest(folder)
     if checkpoint is None:
-        raise ValueError(f"{folder}: no checkpoint in it")
+        raise ValueError(f"{folder}: no whole checkpoint in it")
     return folder.name, checkpoint
 
 
@@ -174,6 +174,9 @@ def gates(
     from freshrank.example_tail import tail_of_broker, tail_of_folder
     from freshrank.gates_page import gates_page, gates_tables
 
+    for path in (report, json_out):
+        if path is not None and not path.parent.is_dir():
+            raise click.ClickException(f"{path}: there is no folder {path.parent}")
     torch.set_num_threads(1)
     try:
         name, checkpoint = find_checkpoint(folder or run.checkpoint.folder)

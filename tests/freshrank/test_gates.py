@@ -158,14 +158,16 @@ def test_the_brokers_tail_is_all_partitions_up_to_their_ends() -> None:
 def test_one_checkpoint_can_be_named(folder: Path, tmp_path: Path) -> None:
     name, checkpoint = find_checkpoint(folder / "checkpoints" / "checkpoint-00000001")
     assert name == "checkpoint-00000001" and checkpoint.manifest.step == checkpoint_in(folder).manifest.step
-    with pytest.raises(ValueError, match="no checkpoint in it"):
+    with pytest.raises(ValueError, match="no whole checkpoint in it"):
         find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--checkpoint", "{folder}"], "no checkpoint in it"),
+        (["--checkpoint", "{folder}"], "no whole checkpoint in it"),
+        (["--report", "{folder}/no/x.html"], "x.html: there is no folder"),
+        (["--json", "{folder}/no/x.json"], "x.json: there is no folder"),
         (["--set", "model.hinet.num_shared_experts=2"], "model.network.num_shared_experts: was 3, is 2"),
         (["--examples", "{folder}/run.yaml"], "run.yaml: cannot be read"),
     ],
