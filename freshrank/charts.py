@@ -86,7 +86,7 @@ def _grid(scale: _Scale, x_label: str) -> Iterator[str]:
     for value in scale.y_ticks:
         y = scale.y(value)
         yield f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="{_GRID}"/>'
-        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>'
     for value in scale.x_ticks:
         if value <= scale.x_max:
             yield f'<text x="{scale.x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{value:,.0f}</text>'

@@ -54,13 +54,15 @@ def compare_page(result: Mapping[str, Any]) -> str:
 
 
 def with_interval(figure: Mapping[str, float | None], digits: int) -> str:
-    """Returns mean ± half width, or what of it there is.
+    """Returns mean ± half width, or what of it there is: one pass that stands for all seeds has no interval.
 
-    >>> with_interval({"mean": 0.5, "ci": 0.01}, 3), with_interval({"mean": None, "ci": None}, 3)
-    ('0.500 ± 0.010', '-')
+    >>> with_interval({"mean": 0.5, "ci": 0.01}, 3), with_interval({"mean": 0.5, "ci": 0.0}, 3)
+    ('0.500 ± 0.010', '0.500')
+    >>> with_interval({"mean": None, "ci": None}, 3)
+    '-'
     """
     mean = number(figure["mean"], digits)
-    return mean if figure["ci"] is None else f"{mean} ± {number(figure['ci'], digits)}"
+    return mean if not figure["ci"] else f"{mean} ± {number(figure['ci'], digits)}"
 
 
 def difference_chart(rows: Sequence[Difference]) -> str:
@@ -77,7 +79,7 @@ def difference_chart(rows: Sequence[Difference]) -> str:
     for mark in marks:
         stroke = f'stroke="{_TEXT}" stroke-dasharray="4 3"' if mark == 0 else f'stroke="{_GRID}"'
         parts.append(f'<line x1="{x(mark):.1f}" y1="4" x2="{x(mark):.1f}" y2="{bottom}" {stroke}/>')
-        parts.append(f'<text x="{x(mark):.1f}" y="{bottom + 15}" text-anchor="middle">{mark:.4g}</text>')
+        parts.append(f'<text x="{x(mark):.1f}" y="{bottom + 15}" text-anchor="middle">{mark:.6g}</text>')
     for place, row in enumerate(rows):
         y, color = 4 + _ROW * place + _ROW / 2, COLORS[1 + place % (len(COLORS) - 1)]
         parts.append(f'<text x="{_LEFT - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(row.name)}</text>')

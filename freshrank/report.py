@@ -27,7 +27,10 @@ th { font-weight: 600; color: #52606d; border-top: 0; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.whole td { font-weight: 600; } tr.zero td { color: #9aa5b1; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, monospace; font-size: 13px; }
-@media (max-width: 560px) { .charts { grid-template-columns: 1fr; } }
+@media (max-width: 560px) {
+  main { padding: 20px 12px 40px; } .charts { grid-template-columns: minmax(0, 1fr); }
+  table, pre { display: block; overflow-x: auto; } th, td { padding: 6px 8px; }
+}
 """
 _FIGURES = (("auc", "AUC", 4), ("ne", "NE", 4), ("calibration", "calibration", 3))
 

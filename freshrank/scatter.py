@@ -40,10 +40,10 @@ def scatter_chart(dots: Sequence[Dot], *, x_label: str, y_label: str) -> str:
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
         for value in y_ticks:
             yield f'<line x1="{_LEFT}" y1="{y(value):.1f}" x2="{right}" y2="{y(value):.1f}" stroke="{_GRID}"/>'
-            yield f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+            yield f'<text x="{_LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.6g}</text>'
         for value in x_ticks:
             yield f'<line x1="{x(value):.1f}" y1="{_TOP}" x2="{x(value):.1f}" y2="{bottom}" stroke="{_GRID}"/>'
-            yield f'<text x="{x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{value:.4g}</text>'
+            yield f'<text x="{x(value):.1f}" y="{bottom + 15}" text-anchor="middle">{value:.6g}</text>'
         yield f'<text x="{right}" y="{bottom + 32}" text-anchor="end">{escape(x_label)}</text>'
         yield f'<text x="{_LEFT + 6}" y="{_TOP + 10}">{escape(y_label)}</text>'
 

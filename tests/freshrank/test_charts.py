@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freshrank.charts import Reference, line_chart, ticks
+from freshrank.scatter import Dot, scatter_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 CHANCE = Reference(y=0.5, text="chance")
@@ -55,3 +56,12 @@ def test_ticks_are_even_and_cover_the_values(low: float, width: float) -> None:
     assert places[-1] >= low + width - 1e-5 * max(1.0, steps[0])
     assert max(steps) == pytest.approx(min(steps), rel=1e-3, abs=1e-9)
     assert 2 <= len(places) <= 9
+
+
+def test_marks_close_together_have_different_numbers() -> None:
+    dots = [Dot(1.0092, 0.5, "one", "usual"), Dot(1.0111, 0.9, "other", "usual")]
+    assert {"1.009", "1.0095", "1.01", "1.0105", "1.011", "1.0115"} <= set(
+        texts(scatter_chart(dots, x_label="", y_label=""))
+    )
+    drawn = texts(line_chart([1, 2], {"all": [1.0092, 1.0111]}, x_label="", reference=Reference(y=1.01, text="")))
+    assert {"1.009", "1.0095", "1.01", "1.0105", "1.011", "1.0115"} <= set(drawn)
