@@ -12,7 +12,8 @@ from model.hinet_config import HiNetConfig
 from model.hmoe import HMoE, HMoEConfig
 from model.mmoe import MMoE, MMoEConfig
 from model.pepnet import PEPNet, PEPNetConfig
-from model.ple import PLE, PLEConfig
+from model.ple import PLE
+from model.ple_levels import PLEConfig
 from model.shared_bottom import SharedBottom, SharedBottomConfig
 from model.star import STAR, STARConfig
 

@@ -20,7 +20,7 @@ from model.mmoe import MMoEConfig
 from model.network import Network, NetworkShape
 from model.optim import OptimConfig
 from model.pepnet import PEPNetConfig
-from model.ple import PLEConfig
+from model.ple_levels import PLEConfig
 from model.position_bias import PositionBiasConfig, PositionBiased, PositionTower
 from model.precision import Precision
 from model.sequence_blocks import SequenceBlocks, SequenceBlocksConfig

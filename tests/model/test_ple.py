@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.ple import PLE, PLEConfig
+from model.ple import PLE
+from model.ple_levels import PLEConfig
 from tests.model.network_checks import (
     Parameters,
     assert_equals_reference,
