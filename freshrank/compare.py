@@ -107,7 +107,11 @@ def compare(
         )
         comparison = Comparison(examples, run.model, compared, cpu_s=time.process_time)
         for name in compared.models:
-            comparison.run(name, on_pass=_say)
+            try:
+                comparison.run(name, on_pass=_say)
+            except KeyboardInterrupt:
+                click.echo(f"Stopped in {name}; what is written holds the models before it.", err=True)
+                raise
             result = about | comparison.result()
             if json_out is not None:
                 _write(json_out, json.dumps(result, indent=1) + "\n")

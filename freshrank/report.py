@@ -18,7 +18,7 @@ h3 { font-size: 14px; margin: 0 0 2px; } p { margin: 0 0 12px; } .quiet { color:
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin-top: 20px; }
 .card { background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 12px 18px; min-width: 120px; }
 .card b { display: block; font-size: 22px; font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 12px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 12px; }
 .charts figure { margin: 0; background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; padding: 14px 16px 6px; }
 svg { width: 100%; height: auto; }
 table { border-collapse: collapse; background: #fff; border: 1px solid #e4e7eb; border-radius: 8px; width: 100%; }

@@ -9,6 +9,8 @@ from freshrank.charts import COLORS, ticks
 _GRID, _TEXT = "#e4e7eb", "#52606d"
 _WIDTH, _HEIGHT = 560, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 24, 16, 40
+_LETTER, _LINE = 6, 12
+"""About how wide a letter and how high a line of text is."""
 _STYLES = {
     "usual": f'r="4" fill="{COLORS[1]}"',
     "weak": f'r="4" fill="none" stroke="{COLORS[1]}"',
@@ -48,13 +50,19 @@ def scatter_chart(dots: Sequence[Dot], *, x_label: str, y_label: str) -> str:
         yield f'<text x="{_LEFT + 6}" y="{_TOP + 10}">{escape(y_label)}</text>'
 
     def marks() -> Iterator[str]:
+        taken: list[tuple[float, float, float]] = []  # where names are: left, right, line
         for dot in dots:
             at = f'cx="{x(dot.x):.1f}" cy="{y(dot.y):.1f}"'
             yield f"<circle {at} {_STYLES[dot.kind]}><title>{escape(dot.name)}</title></circle>"
             if dot.kind != "weak":
                 anchor = "end" if x(dot.x) > _WIDTH * 0.6 else "start"
                 shift = -8 if anchor == "end" else 8
-                place = f'x="{x(dot.x) + shift:.1f}" y="{y(dot.y) + 4:.1f}" text-anchor="{anchor}"'
+                start, line = x(dot.x) + shift, y(dot.y) + 4
+                left, right = sorted((start, start + (-1 if anchor == "end" else 1) * _LETTER * len(dot.name)))
+                while any(left < last and right > first and abs(line - at_y) < _LINE for first, last, at_y in taken):
+                    line += _LINE
+                taken.append((left, right, line))
+                place = f'x="{start:.1f}" y="{line:.1f}" text-anchor="{anchor}"'
                 yield f"<text {place}>{escape(dot.name)}</text>"
 
     return (

@@ -65,3 +65,10 @@ def test_marks_close_together_have_different_numbers() -> None:
     )
     drawn = texts(line_chart([1, 2], {"all": [1.0092, 1.0111]}, x_label="", reference=Reference(y=1.01, text="")))
     assert {"1.009", "1.0095", "1.01", "1.0105", "1.011", "1.0115"} <= set(drawn)
+
+
+def test_names_of_dots_at_one_place_stand_below_each_other() -> None:
+    dots = [Dot(0.5, 0.5, name, "usual") for name in ("one", "other", "third")] + [Dot(0.9, 0.9, "far", "usual")]
+    drawn = ET.fromstring(scatter_chart(dots, x_label="", y_label="")).findall(f"{SVG}text")
+    heights = sorted(float(text.attrib["y"]) for text in drawn if text.text in ("one", "other", "third"))
+    assert [high - low for low, high in pairwise(heights)] == pytest.approx([12, 12])

@@ -291,7 +291,7 @@ def test_what_is_learned_before_an_interrupt_is_kept(
              "--limit", "300", "--json", str(tmp_path / "out.json")]
         )  # fmt: skip
     assert list(json.loads((tmp_path / "out.json").read_text())["models"]) == ["vw"]
-    capfd.readouterr()
+    assert "Stopped in river_lr; what is written holds the models before it." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
