@@ -10,7 +10,7 @@ cost of all its experts once per task. Noise is off by default, as dropout is wh
 
 The selection has no gradient except through g and the divergences: watch for dead experts in `gate_usage`.
 
-Letters: B rows, T tasks, n experts, d width of u, e embedding width, C = d + e.
+Letters: B rows, T tasks, n experts, d width of u, e embedding width, C = d + e, Q queries per row, K experts of a gate.
 """
 
 import math

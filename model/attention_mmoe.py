@@ -8,7 +8,8 @@ keys. At the start they vary much less from row to row than those of a linear ga
 Only a verbal description of the model was published (context vectors as queries); these equations are our reading of
 it. W_key is shared by all heads, c_ij starts as N(0, 1/d_a). A row runs its own scenario's heads only.
 
-Letters: B rows, D input width, T tasks, K experts, d expert width, a = d_a key width.
+Letters: B rows, D input width, T tasks, K experts, d expert width, a = d_a key width, C width of the representation, N
+flat gate logits.
 """
 
 import math

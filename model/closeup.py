@@ -5,7 +5,8 @@
     MMoE       e_k = MLP_k(m), dropout after each hidden layer;   g_ij = softmax(W_ij m + b_ij)
     heads      u_ij = [sum_k g_ij,k e_k; m];   z_ij = a_ij . u_ij + c_ij          of scenario i and task j
 
-Letters: B rows, T tasks, G groups, d token width, P = G d width of m, K experts, e expert width, C = K e + P.
+Letters: B rows, T tasks, G groups, d token width, P = G d width of m, K experts, e expert width, C = K e + P, D width
+of x, N flat gate logits.
 
 Unpublished, ours: the number of experts, the widths of the mixer, gates and heads per scenario. Groups are the sides of
 the schema: user, context, item, history. m is concatenated once, after mixing: per expert it would be the same, since

@@ -8,7 +8,7 @@ both towers. Longer funnels go on in the same way, each step given the one befor
 
 Departures: a task outside the funnel is a tower of its own. Every scenario has its own towers.
 
-Letters: B rows, D input width, T tasks.
+Letters: B rows, D input width, T tasks, C width of the representation.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Experts that all rows share, mixed by the gates of the row's own scenario: what the networks of the MMoE family are.
 
-Letters: B rows, K experts, G gates, d expert width, C = K d + G K.
+Letters: B rows, K experts, G gates, d expert width, C = K d + G K, N flat gate logits.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """A bank of experts of any depth on the same input.
 
-Letters: B rows, P input width, K experts, e width of an expert's layer.
+Letters: B rows, P input width, K experts, e width of an expert's layer, N first layers' outputs side by side.
 """
 
 from collections.abc import Callable, Sequence

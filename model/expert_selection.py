@@ -13,7 +13,8 @@ Departures: experts that are not selected are masked; the released code multipli
 selects those with a negative one, and doubles those selected twice. Its gates have batch norm and ReLU, these are
 linear. Equal divergences go to the expert of lower index.
 
-Letters: B rows, Q queries per row, M alternatives, n experts, k selected experts, d output width, e context width.
+Letters: B rows, Q queries per row, M alternatives, n experts, k selected experts, d output width, e context width, G
+gate logits (M n).
 """
 
 import math

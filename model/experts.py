@@ -1,6 +1,6 @@
 """A bank of two-layer experts with their gates, as few and as large products as there can be.
 
-Letters: B rows, D input width, E experts, G gate logits, h hidden width, d output width, N = E h + G.
+Letters: B rows, D input width, E experts, G gate logits, h hidden width, d output width, N = E h + G, H = E h.
 """
 
 from collections.abc import Callable

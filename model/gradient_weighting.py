@@ -5,7 +5,7 @@
 g_j is the gradient of task j's loss on the shared representation (the upper bound MGDA-UB of Sener and Koltun, 2018),
 before any clipping. A task without a label in the batch has no gradient: the others' mix is solved without it.
 
-Letters: B rows, C width of the representation, T tasks, P those of them present.
+Letters: B rows, C width of the representation, T tasks, P those of them present, X gradients flat.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,6 +6,8 @@ score changes, neither of the old scenarios nor of the new one: the others see n
 to after `open_from_rows` of its examples and do in full after `open_full_rows`, linearly in between.
 
 All of it is a function of the examples learned so far, so that replay and resume give the same bits.
+
+Letters: B rows.
 """
 
 from collections.abc import Collection, Iterator, Mapping

@@ -6,7 +6,7 @@
     CGC_i  T_ij = gate of task j on C_i . [experts of task j, shared experts](C_i)       model.cgc
     tower  z_ij = Tower_ij(T_ij)
 
-Letters: B rows, D input width, M scenarios, T tasks, C width of C_i.
+Letters: B rows, D input width, M scenarios, T tasks, C width of C_i, K experts of a gate.
 
 Departures: gates have a zero-initialised bias. A row runs its own scenario's heads only. Experts are stored and
 computed per group (one SEI, one CGC), so that their shapes do not depend on M. Every other form of the network, the

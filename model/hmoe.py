@@ -13,7 +13,8 @@ with gates, towers and w of their own per task. The output is the exact logit of
 All towers run on all rows; the foreign ones without gradient. The representation holds what the own tower still needs,
 its experts and gates, and what the foreign scenarios answered, so that its width does not depend on M.
 
-Letters: B rows, D input width, M scenarios, T tasks, K experts, h hidden width of a gate, d expert width.
+Letters: B rows, D input width, M scenarios, T tasks, K experts, h hidden width of a gate, d expert width, C width of
+the representation, N flat gate logits.
 
 Departures: gates have a zero-initialised output bias. Another scenario's answer enters by w_j times an admission factor
 rho_tj: 1 as published, and 0 for one that was added, until it is opened (`foreign_admission`).

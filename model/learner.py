@@ -1,6 +1,7 @@
 """The learner: scores a micro-batch, then learns from it.
 
-Letters: B rows, T tasks.
+Letters: B rows, T tasks, M scenarios, C width of the representation, U embedding rows, W their width, N some of the
+rows, or the values of a batch.
 """
 
 from dataclasses import replace

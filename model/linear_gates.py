@@ -1,6 +1,6 @@
 """Gate logits that are linear in the gate's input.
 
-Letters: B rows, D input width, N logits.
+Letters: B rows, D input width, N logits, M scenarios.
 """
 
 from collections.abc import Callable, Sequence

@@ -4,7 +4,8 @@
 
 OMoE, the paper's one-gate form, has a single g for all scenarios and tasks.
 
-Letters: B rows, D input width, T tasks, K experts, G gates of a row (T, or 1 for OMoE), d expert width.
+Letters: B rows, D input width, T tasks, K experts, G gates of a row (T, or 1 for OMoE), d expert width, C width of the
+representation, N flat gate logits.
 
 Departures: a head is a (scenario, task), and a row runs its own scenario's gates and towers only; gates have a
 zero-initialised bias; experts have two layers.

@@ -1,6 +1,6 @@
 """What every network is: from input rows of several scenarios to the logits of several tasks.
 
-Letters: B rows, D input width, W block width, M scenarios, T tasks, C width of the representation.
+Letters: B rows, D input width, W block width, M scenarios, T tasks, C width of the representation, X width of a table.
 """
 
 import copy

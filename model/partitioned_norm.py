@@ -7,7 +7,7 @@ mu_p and var_p are the rows' of scenario p in a learning forward, running ones o
 `momentum`, but are the plain mean of the first 1 / momentum updates (0 and 1 before the first), so that a rare scenario
 does not wait long for statistics of its own; only `commit` moves them.
 
-Letters: B rows, D width.
+Letters: B rows, D width, N rows of one scenario.
 """
 
 from collections.abc import Callable, Sequence

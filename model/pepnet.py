@@ -7,7 +7,7 @@
 sg stops the gradient; products with a gate are element by element. Towers are the tasks', shared by all scenarios: what
 is a scenario's own is its embedding.
 
-Letters: B rows, D input width, T tasks, Z width of z, P of its prior fields.
+Letters: B rows, D input width, T tasks, Z width of z, P of its prior fields, C width of the representation.
 """
 
 from collections.abc import Sequence

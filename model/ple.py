@@ -12,7 +12,7 @@ Below the last level a row runs the experts of all scenarios, which the shared g
 output reaches the row's own heads, and of the last level and the towers its own scenario's only.
 
 Letters: B rows, D input width, M scenarios, T tasks, m_k experts of a head, m_s shared experts, n = m_k + m_s experts a
-head sees, E = T m_k + m_s experts a scenario sees, e expert width.
+head sees, E = T m_k + m_s experts a scenario sees, e expert width, K experts of a gate, N flat gate logits.
 
 Departures: gates have a zero-initialised bias. In the shared gate the experts of scenario m weigh by an admission
 factor rho_m: 1 as published, and 0 for a scenario that was added, until it is opened.

@@ -12,7 +12,7 @@ constant is a running mean of one Newton step per batch from where it stands.
 The tower sees nothing of the item or the user: it would take over relevance. A feature left out is zero and the others
 are not scaled up for it, so that what the tower says with all of them is not shrunk.
 
-Letters: B rows, M scenarios, T tasks, W block width, H hidden width.
+Letters: B rows, M scenarios, T tasks, W block width, H hidden width, C width of the representation.
 """
 
 from collections.abc import Callable, Sequence

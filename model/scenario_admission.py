@@ -1,4 +1,7 @@
-"""How far scenarios see each other while some are new."""
+"""How far scenarios see each other while some are new.
+
+Letters: M scenarios.
+"""
 
 import torch
 from torch import Tensor

@@ -2,7 +2,7 @@
 
     SEI(x) = sum_k g^k(x) Q^k(x),   g = softmax(W_g x + b_g),   Q^k(x) = relu(W2_k relu(W1_k x + b1_k) + b2_k)
 
-Letters: B rows, D input width, K sub-experts, h hidden width, d output width.
+Letters: B rows, D input width, K sub-experts, h hidden width, d output width, N columns of first layers and gates.
 """
 
 from typing import Literal

@@ -2,7 +2,7 @@
 
     x' = [x; W readout + b]
 
-Letters: B rows, D width of x, W block width.
+Letters: B rows, D width of x, W block width, S columns of the sequence's blocks.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@
     read-out  [newest n encoded rows, zeros beyond the history; Linear(max over valid rows)]
 
 Letters: R requests, B rows, N histories to encode (B or R), L actions of the longest, S = 1 + L, W block width, n
-newest rows read out, d row width.
+newest rows read out, d row width, Q candidates of a request, C width of the read-out.
 
 Departures: rows are as wide as the embeddings (published: 32 each). `append` leaves the candidate out of the rows, so
 that a history is encoded once per request whatever the number of its candidates, and adds the candidate's attention to

@@ -2,7 +2,7 @@
 
     h = f(x),   z_ij = tower_ij(h)
 
-Letters: B rows, D input width, T tasks, d width of h.
+Letters: B rows, D input width, T tasks, d width of h, C width of the representation.
 """
 
 from collections.abc import Callable, Sequence

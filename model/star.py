@@ -6,7 +6,7 @@
 A domain is a scenario; PN is `model.partitioned_norm`. Where the paper is silent: W_p starts at 1 and b_p at 0, so that
 the star layers start as one shared network; the last star layer and the auxiliary network have one output per task.
 
-Letters: B rows, C width of [last hidden layer, auxiliary hidden layer], T tasks.
+Letters: B rows, C width of [last hidden layer, auxiliary hidden layer], T tasks, D input width, N rows of one scenario.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The loss of a step: from what the network made of the rows and their labels to the number that is run backward.
 
-Letters: B rows, M scenarios, T tasks.
+Letters: B rows, M scenarios, T tasks, C width of the representation, N some of the rows.
 """
 
 from dataclasses import dataclass

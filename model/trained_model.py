@@ -1,6 +1,6 @@
 """A model in training: all that steps change, what of it a checkpoint keeps and what a snapshot serves.
 
-Letters: M scenarios, T tasks.
+Letters: M scenarios, T tasks, B rows.
 """
 
 from collections.abc import Mapping

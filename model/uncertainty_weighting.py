@@ -1,6 +1,6 @@
 """Task weights by uncertainty: each task's noise is learned, and a noisier one weighs less (Kendall et al., CVPR 2018).
 
-Letters: T tasks.
+Letters: T tasks, B rows, C width of the representation.
 """
 
 from collections.abc import Mapping
