@@ -89,6 +89,8 @@ def sized(name: str, base: ModelConfig, schema: SchemaConfig, budget: int | None
     if budget is None:
         return Sized(config=count.config(network), scale=1.0, num_parameters=count(network))
     found = _nearest(count, network, budget)
+    if found is None:
+        count(network)  # says what no width can mend, if that is why
     if found is None or abs(found.num_parameters - budget) > TOLERANCE * budget:
         nearest = "none is allowed" if found is None else f"the nearest has {found.num_parameters:,}"
         raise ValueError(f"models: {name} cannot be scaled to {budget:,} dense parameters; {nearest}")

@@ -52,6 +52,7 @@ def test_the_command_writes_its_figures_and_its_page(tmp_path: Path) -> None:
     [
         (["--models", "hinett"], "'hinett' is not allowed; hinet"),
         (["--models", "mmoe,vw"], "models: vw is not allowed; only networks"),
+        (["--models", "closeup"], "history"),
         (["--models", "mmoe,mmoe"], "'mmoe, mmoe' is not allowed; at least one, each once"),
         (["--models", "mmoe", "--rows", "10"], "rows: 10 is not allowed; so many that a task has both kinds of labels"),
         (["--task-correlation", "2"], "task_correlation: 2.0"),
