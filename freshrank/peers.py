@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from freshrank.compare_data import CompareBatch
-from model.features import EncodedBatch, Field, KeyLists
+from model.features import EncodedBatch, Field
 from model.hashing import MISSING_KEY
+from model.key_lists import KeyLists
 from model.metrics import logit_of
 
 Float32Array = npt.NDArray[np.float32]
@@ -66,7 +67,7 @@ class VowpalWabbit:
         self.num_skipped = 0
         self._letters = _letters(fields)
         arguments = [*VW_ARGUMENTS, "-l", str(rate), "--random_seed", str(seed)]
-        for one, other in _products(fields, self._letters):
+        for one, other in products(fields, self._letters):
             arguments += ["-q", one + other]
         self._models = [
             vw.Workspace(" ".join(["--quiet", *arguments, "--constant", f"{start:.6g}"])) for start in starts
@@ -255,10 +256,15 @@ def _letters(fields: Sequence[Field]) -> str:
     return letters[: len(fields)]
 
 
-def _products(fields: Sequence[Field], letters: str) -> Iterator[tuple[str, str]]:
+def products(fields: Sequence[Field], letters: str) -> Iterator[tuple[str, str]]:
+    """Yields the pairs of letters to multiply: the user's with every list of the item that is not crossed already."""
     named = list(zip(fields, letters, strict=True))
     users = [letter for one, letter in named if one.name == "user_id"]
-    return itertools.product(users, [letter for one, letter in named if one.side == "item" and one.many])
+    known = {one.cross[1] for one in fields if one.cross is not None and one.cross[0] == "user_id"}
+    lists = [
+        letter for one, letter in named if one.side == "item" and one.many and not one.cross and one.name not in known
+    ]
+    return itertools.product(users, lists)
 
 
 def _needed(module: str) -> Any:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.features import EncodedBatch, Field, KeyLists, Side
+from model.features import EncodedBatch, Field, Side
 from model.hashing import MISSING_KEY, Int64Array
 from model.id_table import NO_ROW, IdTable
 from model.inputs import RowInputs
+from model.key_lists import KeyLists
 from model.network import NetworkInputs, NetworkShape
 from model.sequence_inputs import SequenceInputs
 from stream.schema import SchemaConfig

@@ -15,7 +15,7 @@ def weights_depend_on(schema: SchemaConfig, config: ModelConfig) -> dict[str, An
     Learning rates, loss weights, admission, eviction and caches may change, and so may label windows and policies.
     """
     encoding = msgspec.to_builtins(config.encoding)
-    for free in ("admission", "admission_ids", "cached_values"):
+    for free in ("admission", "admission_ids", "crosses_admission", "cached_values"):
         del encoding[free]
     bias = config.position_bias
     depends = msgspec.to_builtins(

@@ -107,6 +107,7 @@ class EmbeddingTable:
         self._seed = seed
         self._device = device or torch.device("cpu")
         rules = IdRules(layout.fields, config.fields, config.admission.rule)
+        self._own_lr_F = rules.row_lr_F
         self._admission = Admission(config.admission, rules.examples_F, rules.is_drawn_F, seed)
         self._eviction = Eviction(rules, config.max_rows, config.evictions_per_step)
         self._clock = 0
@@ -204,7 +205,7 @@ class EmbeddingTable:
         if config.row_half_life_ms is not None:
             accumulator_U = faded(accumulator_U, self._seen.ages_ms(lookup.rows_U), config.row_half_life_ms)
         weight_UW, accumulator_U = rowwise_adagrad(
-            lookup.weight_UW, accumulator_U, grad_UW, lr=config.row_lr, eps=config.row_eps
+            lookup.weight_UW, accumulator_U, grad_UW, lr=self._rates(lookup.rows_U, config.row_lr), eps=config.row_eps
         )
         rows = self._index(lookup.rows_U)
         self._weight[rows] = weight_UW
@@ -297,6 +298,15 @@ class EmbeddingTable:
         rows_F = np.bincount(self._seen.field[rows], minlength=len(self.layout.fields))
         for one, num_rows in zip(self.layout.fields, rows_F.tolist(), strict=True):
             self.counters[one.name].rows = num_rows
+
+    def _rates(self, rows_U: Int64Array, lr: float) -> float | Tensor:
+        """Returns the rows' learning rates, [U]; one for all where no field has its own."""
+        if np.isnan(self._own_lr_F).all():
+            return lr
+        is_reserved_U = rows_U < self.layout.num_reserved
+        field_U = np.where(is_reserved_U, rows_U // 2, self._seen.field[rows_U])
+        lr_F = np.where(np.isnan(self._own_lr_F), np.float32(lr), self._own_lr_F)
+        return torch.from_numpy(lr_F[field_U]).to(self._device)
 
     def _index(self, rows: Int64Array) -> Tensor:
         return torch.from_numpy(rows).to(self._device)

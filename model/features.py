@@ -9,12 +9,14 @@ User, context and history columns are given once per request; `request_index_B` 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from model.crosses import CROSS_SIGN, cross_keys
 from model.hashing import MISSING_KEY, Int64Array, ValueKeys
+from model.key_lists import KeyLists
 from model.sequence_inputs import UNKNOWN_AGE_MS
 from stream.schema import FeatureKind, SchemaConfig
 
@@ -48,17 +50,27 @@ class EncodingConfig:
     """Examples of a user or item before it gets its own row; at least 1."""
     admission: int = 1
     """Examples of any other value before it gets its own row; at least 1."""
+    crosses: tuple[tuple[str, str], ...] = ()
+    """Pairs of fields, one of the request and one of the item (`[[user_id, item.tags]]`): each pair is a further field
+    of the item, `user_id&item.tags`, whose values are the pairs of their values, such as this user with this tag. What
+    single values cannot tell, such as a user's own taste, is then learned by heart. Learns best with a new row at the
+    first example and a fast `row_lr`."""
+    crosses_admission: int = 1
+    """Examples of a pair of values before it gets its own row; at least 1."""
     cached_values: int = 200_000
     """Values per field whose key is remembered; at least 1."""
 
     def __post_init__(self) -> None:
-        for name in ("numeric_steps", "admission_ids", "admission", "cached_values"):
+        for name in ("numeric_steps", "admission_ids", "admission", "crosses_admission", "cached_values"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
         if self.history_length < 0:
             raise ValueError(f"history_length: {self.history_length} is not allowed; at least 0")
         if not self.numeric_resolution > 0:
             raise ValueError(f"numeric_resolution: {self.numeric_resolution} is not allowed; greater than 0")
+        for place, pair in enumerate(self.crosses):
+            if pair in self.crosses[:place]:
+                raise ValueError(f"crosses: {list(pair)} twice is not allowed; each pair once")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +88,8 @@ class Field:
     """The field whose ids the values are: its own name, but `item_id` for `history_item`."""
     admission: int
     """Examples before a value gets a row; 0: this field admits none."""
+    cross: tuple[str, str] | None = None
+    """The fields whose pairs of values this one has, the request's first; None: its values are given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,35 +124,6 @@ class RowColumns:
     """Item features by name, one value per row."""
     sequence: SequenceColumns | None = None
     """Histories, one per request; None: all empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyLists:
-    """Keys of one list field: entry n is `keys_N[offsets[n]:offsets[n + 1]]`, never empty (MISSING_KEY if it was).
-
-    Also other integers that come in such lists.
-    """
-
-    keys_N: Int64Array
-    offsets: Int64Array
-
-    @property
-    def lengths(self) -> Int64Array:
-        """How many keys each entry has."""
-        return np.diff(self.offsets)
-
-    def take(self, entries: Int64Array) -> "KeyLists":
-        """Returns the lists of `entries`, in their order."""
-        lengths = self.lengths[entries]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return KeyLists(self.keys_N[np.repeat(self.offsets[:-1][entries], lengths) + within], offsets)
-
-    @staticmethod
-    def concat(parts: Sequence["KeyLists"]) -> "KeyLists":
-        """Returns all lists of `parts`, one after the other."""
-        lengths = np.concatenate([part.lengths for part in parts])
-        return KeyLists(np.concatenate([part.keys_N for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +235,11 @@ class EncodedBatch:
 
 
 def model_fields(schema: SchemaConfig, config: EncodingConfig) -> tuple[Field, ...]:
-    """Returns the fields of a model: request side before item side, single values before lists."""
+    """Returns the fields of a model: request side before item side, single values before lists, crosses last.
+
+    Raises:
+        ValueError: a cross of a field that is not there, or of two fields that are not one of each side.
+    """
 
     def id_field(name: str, side: Side) -> Field:
         return Field(name=name, side=side, ids_of=name, admission=config.admission_ids)
@@ -276,7 +265,17 @@ def model_fields(schema: SchemaConfig, config: EncodingConfig) -> tuple[Field, .
         admission = 0 if config.item_id else config.admission_ids
         fields.append(Field(name="history_item", side="request", many=True, ids_of=ids_of, admission=admission))
         fields.append(Field(name="history_action", side="request", many=True, ids_of="history_action", admission=1))
-    return tuple(sorted(fields, key=lambda f: (f.side == "item", f.many)))
+    fields.sort(key=lambda f: (f.side == "item", f.many))
+    return tuple(fields + [_cross_field(pair, fields, config.crosses_admission) for pair in config.crosses])
+
+
+def _cross_field(pair: tuple[str, str], fields: Sequence[Field], admission: int) -> Field:
+    names = {side: [one.name for one in fields if one.side == side] for side in get_args(Side)}
+    if pair[0] not in names["request"] or pair[1] not in names["item"]:
+        request, item = (", ".join(names[side]) for side in get_args(Side))
+        raise ValueError(f"encoding.crosses: {list(pair)} is not allowed; first one of {request}; then one of {item}")
+    name = CROSS_SIGN.join(pair)
+    return Field(name=name, side="item", many=True, ids_of=name, admission=admission, cross=pair)
 
 
 class FeatureEncoder:
@@ -287,7 +286,7 @@ class FeatureEncoder:
     buckets.
 
     Raises:
-        ValueError: no field at all.
+        ValueError: no field at all, or a cross of fields that are not there.
     """
 
     _NUM_BUCKETS_EACH_SIGN = 1024
@@ -320,21 +319,29 @@ class FeatureEncoder:
             )
         singles: dict[Side, list[Int64Array]] = {"request": [], "item": []}
         lists: dict[Side, list[KeyLists]] = {"request": [], "item": []}
+        keys: dict[str, Int64Array | KeyLists] = {}
+        request_index_B = np.asarray(columns.request_index_B, np.int64)
         for one in self.fields:
+            if one.cross is not None:
+                request, item = (KeyLists.of(keys[name]) for name in one.cross)
+                lists["item"].append(cross_keys(one.name, request, item, request_index_B))
+                continue
             num_entries = num_requests if one.side == "request" else num_rows
             column = self._column(one, columns)
             if column is not None and len(column) != num_entries:
                 raise ValueError(f"{one.name}: {len(column)} values for {num_entries} {one.side}s")
             if one.many:
-                lists[one.side].append(self._list_keys(one, column, num_entries))
+                keys[one.name] = values = self._list_keys(one, column, num_entries)
+                lists[one.side].append(values)
             else:
-                singles[one.side].append(self._keys(one, column, num_entries))
+                keys[one.name] = key_E = self._keys(one, column, num_entries)
+                singles[one.side].append(key_E)
         position_B = np.full(num_rows, -1, np.int64) if columns.position_B is None else columns.position_B
         scenario_R, unknown_scenarios = self._scenarios(columns.scenario)
         return EncodedBatch(
             scenario_R=scenario_R,
             unknown_scenarios=unknown_scenarios,
-            request_index_B=np.asarray(columns.request_index_B, np.int64),
+            request_index_B=request_index_B,
             position_B=np.asarray(position_B, np.int64),
             request_keys_FR=_stacked(singles["request"], num_requests),
             item_keys_FB=_stacked(singles["item"], num_rows),

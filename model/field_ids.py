@@ -29,12 +29,16 @@ class FieldIdsConfig:
     """A row that no example has needed for longer than this, in event time, is evicted; at least 1; null: never."""
     max_rows: int | None = None
     """Rows of this field, at most; beyond, the least recently seen go; at least 1; null: any number."""
+    row_lr: float | None = None
+    """Row-wise Adagrad's learning rate of this field's rows, greater than 0; null: as `optim.row_lr` says."""
 
     def __post_init__(self) -> None:
         for name in ("admission", "ttl_ms", "max_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} is not allowed; at least 1, or null")
+        if self.row_lr is not None and not self.row_lr > 0:
+            raise ValueError(f"row_lr: {self.row_lr} is not allowed; greater than 0, or null")
 
 
 class IdRules:
@@ -62,3 +66,6 @@ class IdRules:
         """Whether each example admits with probability 1/examples."""
         self.ttl_ms_F: Int64Array = np.array([config.ttl_ms or NO_LIMIT for config in given], np.int64)
         self.max_rows_F: Int64Array = np.array([config.max_rows or NO_LIMIT for config in given], np.int64)
+        own = [np.nan if config.row_lr is None else config.row_lr for config in given]
+        self.row_lr_F: npt.NDArray[np.float32] = np.array(own, np.float32)
+        """Learning rate of the field's rows; NaN: that of all."""

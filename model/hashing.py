@@ -31,6 +31,26 @@ def value_key(field: str, value: str) -> int:
     return key + 1 if key == MISSING_KEY else key - 1 if key == REMOVED_KEY else key
 
 
+def pair_keys(field: str, first_N: Int64Array, second_N: Int64Array) -> Int64Array:
+    """Returns a key of `field` for each pair of keys, [N] int64, missing where one of the two is.
+
+    The first key is salted and mixed, the second added, and the sum mixed again. Mixing is a bijection, so that pairs
+    which share a key never collide; others as rarely as hashed values do. Which comes first matters.
+
+    >>> a, b = np.array([5, 5, 0]), np.array([6, 7, 6])
+    >>> keys = pair_keys("a&b", a, b)
+    >>> bool(keys[0] != keys[1]), bool(keys[0] != pair_keys("a&b", b, a)[0]), int(keys[2])
+    (True, True, 0)
+    """
+    salt = np.uint64(xxhash.xxh64_intdigest(field.encode("utf-8", "surrogatepass")))
+    mixed_N = _mixed(first_N.view(np.uint64) * np.uint64(_GOLDEN) + salt)
+    key_N = _mixed(mixed_N + second_N.view(np.uint64)).view(np.int64)
+    key_N[key_N == MISSING_KEY] += 1
+    key_N[key_N == REMOVED_KEY] -= 1
+    key_N[(first_N == MISSING_KEY) | (second_N == MISSING_KEY)] = MISSING_KEY
+    return key_N
+
+
 def uniforms(keys_N: Int64Array, seed: int, stream: int) -> npt.NDArray[np.float64]:
     """Returns a number in [0, 1) per key, [N], that depends on its key, `seed` and `stream` only.
 
@@ -42,12 +62,16 @@ def uniforms(keys_N: Int64Array, seed: int, stream: int) -> npt.NDArray[np.float
     (True, True)
     """
     salt = xxhash.xxh64_intdigest(f"{seed}/{stream}".encode())
-    mixed_N = keys_N.view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(salt)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed_N = (mixed_N ^ (mixed_N >> np.uint64(shift))) * np.uint64(factor)
-    mixed_N ^= mixed_N >> np.uint64(31)
+    mixed_N = _mixed(keys_N.view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(salt))
     drawn_N: npt.NDArray[np.float64] = (mixed_N >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return drawn_N
+
+
+def _mixed(number_N: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Returns splitmix64's mix of each number: a bijection."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        number_N = (number_N ^ (number_N >> np.uint64(shift))) * np.uint64(factor)
+    return number_N ^ (number_N >> np.uint64(31))
 
 
 class ValueKeys(dict[str | int | None, int]):

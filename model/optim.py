@@ -63,11 +63,13 @@ def faded(accumulator_U: Tensor, age_ms_U: Int64Array, half_life_ms: int) -> Ten
 
 
 def rowwise_adagrad(
-    weight_UW: Tensor, accumulator_U: Tensor, grad_UW: Tensor, *, lr: float, eps: float
+    weight_UW: Tensor, accumulator_U: Tensor, grad_UW: Tensor, *, lr: float | Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Returns the new weights and accumulators of distinct rows whose gradients are already summed per row.
 
     s <- s + mean_c g_c^2,   w <- w - lr g / (sqrt(s) + eps)          (one accumulator per row)
+
+    `lr` is one for all rows or one per row, [U].
     """
     accumulator_U = accumulator_U + grad_UW.square().mean(dim=1)
     step_U = lr / (accumulator_U.sqrt() + eps)
