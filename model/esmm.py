@@ -61,7 +61,7 @@ class ESMM(Network):
         super().__init__(shape, representation_width=shape.width)
         for task in config.funnel:
             if task not in shape.tasks:
-                raise ValueError(f"funnel: {task!r} is not allowed; tasks of this model: {', '.join(shape.tasks)}")
+                raise ValueError(f"esmm.funnel: {task!r} is not allowed; tasks of this model: {', '.join(shape.tasks)}")
         self._funnel = [shape.tasks.index(task) for task in config.funnel]
         self._priors: dict[int, float] = {}
         self.towers = ScenarioTowers(shape.num_scenarios, shape.num_tasks, shape.width, config.tower)

@@ -74,7 +74,7 @@ class PEPNet(Network):
         prior_width = shape.block_width * len(config.prior_fields)
         super().__init__(shape, representation_width=prior_width + shape.width)
         self._prior_width = prior_width
-        self._prior_columns = [shape.columns(one, setting="prior_fields") for one in config.prior_fields]
+        self._prior_columns = [shape.columns(one, setting="pepnet.prior_fields") for one in config.prior_fields]
         self.domain_gate = EPNet(config.domain_gate, shape)
         self.towers = PersonalisedTowers(shape.num_tasks, shape.width, self.representation_width, config)
         if seed is not None:

@@ -68,7 +68,9 @@ class PositionTower(Drawn):
         """With `seed` None the parameters are left undrawn, to be loaded."""
         super().__init__()
         self._config = config
-        self._columns = None if config.context is None else shape.columns(config.context, setting="context")
+        self._columns = (
+            None if config.context is None else shape.columns(config.context, setting="position_bias.context")
+        )
         self.position = nn.Parameter(torch.empty(config.max_position + 1, config.hidden))
         self.scenarios = nn.ModuleList(
             ScenarioEmbedding(config.hidden, fan_in=config.hidden) for _ in range(shape.num_scenarios)

@@ -58,12 +58,12 @@ def custom(architecture: str, **section: object) -> dict[str, Any]:
         ),
         pytest.param(
             custom("esmm", esmm=ESMMConfig(funnel=("click", "like"))),
-            "funnel: 'like' is not allowed; tasks of this model: click, order",
+            "esmm.funnel: 'like' is not allowed; tasks of this model: click, order",
             id="head without a task",
         ),
         pytest.param(
             custom("pepnet", pepnet=PEPNetConfig(prior_fields=("item.author",))),
-            "prior_fields: 'item.author' is not a field of this model; user_id, ",
+            "pepnet.prior_fields: 'item.author' is not a field of this model; user_id, ",
             id="field of the towers' gates",
         ),
         pytest.param(
@@ -73,7 +73,7 @@ def custom(architecture: str, **section: object) -> dict[str, Any]:
         ),
         pytest.param(
             {"position_bias": PositionBiasConfig(context="context.page")},
-            "context: 'context.page' is not a field of this model; user_id, ",
+            "position_bias.context: 'context.page' is not a field of this model; user_id, ",
             id="field of the position's tower",
         ),
         pytest.param(

@@ -152,7 +152,7 @@ def test_priors_against_the_funnel_are_refused_in_one_line() -> None:
 
 
 def test_a_funnel_of_a_task_that_is_not_there_is_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match="^funnel: 'order' is not allowed; tasks of this model: click, like$"):
+    with pytest.raises(ValueError, match="^esmm.funnel: 'order' is not allowed; tasks of this model: click, like$"):
         ESMM(ESMMConfig(), shape(1, ("click", "like")), seed=0)
 
 

@@ -157,7 +157,7 @@ def test_logits_start_near_the_prior_in_every_scenario() -> None:
 @pytest.mark.parametrize(
     ("setting", "config"),
     [
-        ("prior_fields", PEPNetConfig(prior_fields=("item.author",))),
+        ("pepnet.prior_fields", PEPNetConfig(prior_fields=("item.author",))),
         ("scenario_fields", PEPNetConfig(domain_gate=EPNetConfig(scenario_fields=("item.author",)))),
     ],
 )
