@@ -129,12 +129,12 @@ def test_the_scenario_can_be_crossed_where_it_is_a_field() -> None:
     assert fields[-1].name == "scenario&item_id" and fields[-1].many
 
 
-def test_vowpal_wabbit_multiplies_what_is_not_crossed_already() -> None:
-    plain, crossed = (model_fields(SCHEMA, config) for config in (EncodingConfig(), ENCODING))
+def test_vowpal_wabbit_has_its_own_products_instead() -> None:
     letters = "abcdefghijklmnopqrst"
-    names = dict(zip(letters, (one.name for one in plain), strict=False))
-    assert [(names[a], names[b]) for a, b in products(plain, letters[: len(plain)])] == [("user_id", "item.tags")]
-    assert list(products(crossed, letters[: len(crossed)])) == []
+    for config in (EncodingConfig(), ENCODING):
+        fields = model_fields(SCHEMA, config)
+        names = dict(zip(letters, (one.name for one in fields), strict=False))
+        assert [(names[a], names[b]) for a, b in products(fields, letters[: len(fields)])] == [("user_id", "item.tags")]
 
 
 def learner(**embedding: object) -> Learner:
