@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 import xxhash
 
 from freshrank.config import load_config
-from freshrank.peers import products
+from freshrank.peers import VowpalWabbit, products
 from freshrank.strict import build
 from model.crosses import cross_keys
 from model.embedding import EmbeddingConfig
@@ -135,6 +137,16 @@ def test_vowpal_wabbit_has_its_own_products_instead() -> None:
         fields = model_fields(SCHEMA, config)
         names = dict(zip(letters, (one.name for one in fields), strict=False))
         assert [(names[a], names[b]) for a, b in products(fields, letters[: len(fields)])] == [("user_id", "item.tags")]
+
+
+def test_vowpal_wabbit_is_given_no_crosses() -> None:
+    pytest.importorskip("vowpalwabbit")
+    texts = []
+    for config in (EncodingConfig(history_length=3), ENCODING):
+        encoder = FeatureEncoder(SCHEMA, config)
+        batch: Any = SimpleNamespace(encoded=encoder.encode_columns(columns(np.random.default_rng(0), 5, 17)))
+        texts.append(VowpalWabbit(encoder.fields, [0.0], seed=0, rate=0.1).prepare(batch)[0])
+    assert len(texts[0]) == 17 and texts[0] == texts[1]
 
 
 def learner(**embedding: object) -> Learner:
