@@ -61,7 +61,7 @@ class ExpertKeys(Drawn):
         return F.linear(experts_KBd, self.weight, self.bias).tanh().transpose(0, 1)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws the layer as `nn.Linear` does."""
+        """Draws the layer."""
         for name in ("weight", "bias"):
             draw_uniform(getattr(self, name), self.weight.shape[1], generator_of(name))
 

@@ -53,7 +53,7 @@ class GateNU(Drawn):
         return 2.0 * torch.baddbmm(self.out_bias, hidden_BGg.transpose(0, 1), self.out_weight).sigmoid()
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does; the last biases are zero."""
+        """Draws the layers; the last biases are zero."""
         width, hidden = self.in_weight.shape[1], self.out_weight.shape[1]
         for name, fan_in in (("in_weight", width), ("in_bias", width), ("out_weight", hidden)):
             draw_uniform(getattr(self, name), fan_in, generator_of(name))

@@ -41,7 +41,7 @@ class ExpertMlps(Drawn):
         return features_KBe.transpose(0, 1)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
+        """Draws the layers."""
         for name in ("in_weight", "in_bias"):
             draw_uniform(getattr(self, name), self.in_weight.shape[1], generator_of(name))
         draw_layers(self.weights, self.biases, generator_of)

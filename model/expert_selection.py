@@ -95,5 +95,5 @@ class SelectionLayer(Drawn):
         return Selected(out_QBd, weight_BQn, divergence)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws the context's part of the gates as `nn.Linear` does."""
+        """Draws the context's part of the gates."""
         draw_uniform(self.context_weight, self.context_weight.shape[1], generator_of("context_weight"))

@@ -37,7 +37,7 @@ class GatedExperts(Drawn):
         return experts_EBd, gate_BG
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does; gate biases are zero."""
+        """Draws the layers; gate biases are zero."""
         num_experts, hidden, _ = self.out_weight.shape
         width = self.in_weight.shape[1]
         for name, fan_in in (("in_weight", width), ("in_bias", width), ("out_weight", hidden), ("out_bias", hidden)):

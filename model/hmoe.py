@@ -73,7 +73,7 @@ class TaskHidden(Drawn):
         return hidden_BN.view(x.num_rows, self._num_tasks, self._hidden).transpose(0, 1)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
+        """Draws the layers."""
         for name in ("weight", "bias"):
             draw_uniform(getattr(self, name), self.weight.shape[1], generator_of(name))
 
@@ -91,7 +91,7 @@ class TaskLogits(Drawn):
         return torch.baddbmm(self.bias, hidden_TBh, self.weight).transpose(0, 1)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws the weight as `nn.Linear` does; the bias is zero."""
+        """Draws the weight; the bias is zero."""
         draw_uniform(self.weight, self.weight.shape[1], generator_of("weight"))
         self.bias.zero_()
 

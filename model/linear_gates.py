@@ -26,7 +26,7 @@ class LinearGate(Drawn):
         return x.linear(self.weight, self.bias)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws the weight as `nn.Linear` does."""
+        """Draws the weight."""
         draw_uniform(self.weight, self.weight.shape[1], generator_of("weight"))
         self.bias.zero_()
 

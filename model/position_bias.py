@@ -108,7 +108,7 @@ class PositionTower(Drawn):
         return torch.maximum(decay_M, num_rows_M / (self.rows_M + num_rows_M).clamp_min(1.0))
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws all rows of the hidden layer alike, and the output as `nn.Linear` does."""
+        """Draws all rows of the hidden layer alike, and the output."""
         for name in ("position", "context", "out"):
             if getattr(self, name) is not None:
                 draw_uniform(getattr(self, name), self._config.hidden, generator_of(name))

@@ -144,5 +144,5 @@ class Bottleneck(Drawn):
         return hidden
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
+        """Draws the layers."""
         draw_layers(self.weights, self.biases, generator_of)

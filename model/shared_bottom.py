@@ -51,7 +51,7 @@ class Bottom(Drawn):
         return h.whole()
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
+        """Draws the layers."""
         draw_layers(self.weights, self.biases, generator_of)
 
 

@@ -66,7 +66,7 @@ class Layers(Drawn):
         return F.linear(input_Bd, weight, bias)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
+        """Draws the layers."""
         draw_layers(self.weights, self.biases, generator_of)
 
 

@@ -29,7 +29,7 @@ class TowerLayers(Drawn):
             self.biases[-1][task] = math.log(prior / (1 - prior))
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
+        """Draws the layers."""
         draw_layers(self.weights, self.biases, generator_of)
 
 

@@ -42,7 +42,7 @@ class Attention(Drawn):
         return rows_NSd.view(num_sets, num_rows, self._num_heads, width // self._num_heads).transpose(1, 2)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws layers as `nn.Linear` does."""
+        """Draws the layers."""
         for layer in ("query", "row", "out"):
             weight = getattr(self, f"{layer}_weight")
             for name in (f"{layer}_weight", f"{layer}_bias"):
@@ -80,7 +80,7 @@ class Dense(Drawn):
         return F.linear(x, self.weight, self.bias)
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws as `nn.Linear` does."""
+        """Draws the parameters."""
         for name in ("weight", "bias"):
             draw_uniform(getattr(self, name), self.weight.shape[1], generator_of(name))
 

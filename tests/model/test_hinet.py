@@ -317,10 +317,10 @@ def test_adding_a_scenario_shifts_no_other_parameters_draw() -> None:
     assert same and all(torch.equal(two[name], three[name]) for name in same)
 
 
-def test_draws_are_those_of_single_linear_layers() -> None:
+def test_every_expert_is_drawn_as_a_layer_of_its_own_with_a_variance_of_one_over_its_inputs() -> None:
     bank = HiNet(HiNetConfig(), shape(2, 2, width=64), seed=0).gates[0].experts
-    assert bank.in_weight.abs().max() <= 192**-0.5 < bank.in_weight.abs().max() * 1.01
-    assert bank.out_weight.abs().max() <= 128**-0.5 < bank.out_weight.abs().max() * 1.01
+    assert bank.in_weight.abs().max() <= (3 / 192) ** 0.5 < bank.in_weight.abs().max() * 1.01
+    assert bank.out_weight.abs().max() <= (3 / 128) ** 0.5 < bank.out_weight.abs().max() * 1.01
     assert bank.in_bias[-4:].abs().max() == 0
 
 
