@@ -148,7 +148,7 @@ def check_growth(net: Network, schema: SchemaConfig, config: GrowthConfig) -> No
             f" {len(schema.scenarios)} listed scenarios; more than those"
         )
     if net.cannot_grow is not None:
-        raise ValueError(f"unknown_scenario: add is not allowed here; {net.cannot_grow}")
+        raise ValueError(f"{net.cannot_grow} (unknown_scenario: add)")
 
 
 def grow(net: Network, registry: ScenarioRegistry) -> None:
