@@ -12,7 +12,6 @@ has them. What becomes what, after M3oE (SIGIR 2024):
   `click` otherwise, only those of an earlier second: no look-ahead.
 """
 
-import math
 import zipfile
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from freshrank.table_row import TableRow
 from model.features import RowColumns, SequenceColumns
 from stream.schema import SchemaConfig
 
@@ -68,7 +68,7 @@ def read_ml_1m(path: Path, schema: SchemaConfig, *, chunk_rows: int = 4096) -> I
     users = {row["user_id"]: _user(row) for row in _rows(path, "ml-1m.user")}
     items = {row["item_id"]: _item(row) for row in _rows(path, "ml-1m.item")}
     ratings = [
-        _Rating(row.number("timestamp"), row.known("user_id", users), row["item_id"], row.number("rating"))
+        _Rating(row.number("timestamp"), _known(row, "user_id", users), row["item_id"], row.number("rating"))
         for row in _rows(path, "ml-1m.inter")
     ]
     ratings.sort(key=lambda rating: rating.timestamp)
@@ -126,29 +126,13 @@ def _labelled(
     return LabelledRows(columns, np.array(labels, np.float32))
 
 
-class _Row(dict[str, str]):
-    """One row of a file, which can say where it stands."""
-
-    def __init__(self, cells: dict[str, str], place: str) -> None:
-        super().__init__(cells)
-        self._place = place
-
-    def number(self, column: str) -> float:
-        try:
-            value = float(self[column])
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"{self._place}: {column}: {self[column]!r} is not a finite number")
-        return value
-
-    def known(self, column: str, among: dict[str, Any]) -> str:
-        if self[column] not in among:
-            raise ValueError(f"{self._place}: {column}: {self[column]!r} is not in ml-1m.user")
-        return self[column]
+def _known(row: TableRow, column: str, among: dict[str, Any]) -> str:
+    if row[column] not in among:
+        raise row.error(column, "in ml-1m.user")
+    return row[column]
 
 
-def _user(row: _Row) -> dict[str, Any]:
+def _user(row: TableRow) -> dict[str, Any]:
     age = int(row.number("age"))
     return {
         "scenario": "young" if age < 25 else "adult" if age < 35 else "mature",
@@ -159,11 +143,11 @@ def _user(row: _Row) -> dict[str, Any]:
     }
 
 
-def _item(row: _Row) -> dict[str, Any]:
+def _item(row: TableRow) -> dict[str, Any]:
     return {"genres": row["genre"].split(), "year": row.number("release_year") if row["release_year"] else None}
 
 
-def _rows(path: Path, name: str) -> Iterator[_Row]:
+def _rows(path: Path, name: str) -> Iterator[TableRow]:
     """Yields the rows of one atomic file: tab-separated, a head of `column:type`."""
     needed = _COLUMNS[name]
     with ExitStack() as stack:
@@ -177,7 +161,7 @@ def _rows(path: Path, name: str) -> Iterator[_Row]:
                 cells = line.rstrip("\n").split("\t")
                 if len(cells) != len(names):
                     raise ValueError(f"{path}: {name} line {number}: {len(cells)} values for {len(names)} columns")
-                yield _Row(dict(zip(names, cells, strict=True)), f"{path}: {name} line {number}")
+                yield TableRow(dict(zip(names, cells, strict=True)), f"{path}: {name} line {number}")
         except (UnicodeDecodeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: {name}: cannot be read: {error}") from error
 

@@ -15,7 +15,6 @@ Source: a folder with `impressions.csv.gz`, `items.csv.gz` and `scenarios.csv.gz
 import csv
 import gzip
 import itertools
-import math
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
+from freshrank.table_row import TableRow
 from stream.recorded import RecordedLogWriter
 from stream.schema import Feedback, Impression, Items, Sequence
 
@@ -178,29 +178,7 @@ class _Person:
             self._clicks.extendleft((item_id, done_ms) for item_id in clicked)
 
 
-class _Row(dict[str, str]):
-    """One row of a file, which can say where it stands."""
-
-    def __init__(self, cells: dict[str, str], place: str) -> None:
-        super().__init__(cells)
-        self._place = place
-
-    def number(self, column: str) -> float:
-        """Returns a cell as a finite number."""
-        try:
-            value = float(self[column])
-        except (ValueError, TypeError) as error:
-            raise self.error(column, "a number") from error
-        if not math.isfinite(value):
-            raise self.error(column, "a finite number")
-        return value
-
-    def error(self, column: str, allowed: str) -> ValueError:
-        """Returns the error for a cell that is not what it should be."""
-        return ValueError(f"{self._place}: {column}: {self[column]!r} is not {allowed}")
-
-
-def _item_features(row: _Row) -> dict[str, Any]:
+def _item_features(row: TableRow) -> dict[str, Any]:
     budget = row.number("budget")
     return {
         "genres": _split(row["genres"]),
@@ -223,7 +201,7 @@ def _split(text: str) -> list[str]:
     return [part for part in text.split("|") if part]
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def _rows(path: Path) -> Iterator[TableRow]:
     """Yields the rows of a packed CSV file by column name.
 
     Raises:
@@ -238,6 +216,6 @@ def _rows(path: Path) -> Iterator[_Row]:
             if missing:
                 raise ValueError(f"{path}: column {', '.join(missing)} is missing")
             for row in reader:
-                yield _Row(row, f"{path} line {reader.line_num}")
+                yield TableRow(row, f"{path} line {reader.line_num}")
         except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot be read: {error}") from error
