@@ -82,7 +82,7 @@ def test_a_zip_file_that_has_the_files_gives_the_same_rows(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("replaced", "said"),
     [
-        ({"inter": RATINGS.replace("4\t100", "four\t100")}, r"ml-1m\.inter line 3: rating: 'four' is not a finite num"),
+        ({"inter": RATINGS.replace("4\t100", "four\t100")}, r"ml-1m\.inter line 3: rating: 'four' is not a num"),
         ({"inter": RATINGS.replace("1m_3\tDoe", "1m_9\tDoe")}, r"line 6: user_id: '1m_9' is not in ml-1m\.user"),
         ({"user": USERS.replace("gender", "sex")}, r"ml-1m\.user: column gender is missing"),
         ({"item": ITEMS + "Elk (2002)\n"}, r"ml-1m\.item line 5: 1 values for 4 columns"),
