@@ -53,10 +53,11 @@ class GateNU(Drawn):
         return 2.0 * torch.baddbmm(self.out_bias, hidden_BGg.transpose(0, 1), self.out_weight).sigmoid()
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
-        """Draws the layers; the last biases are zero."""
+        """Draws the layers, the last ones narrowly and without a bias: gates begin near 1."""
         width, hidden = self.in_weight.shape[1], self.out_weight.shape[1]
-        for name, fan_in in (("in_weight", width), ("in_bias", width), ("out_weight", hidden)):
-            draw_uniform(getattr(self, name), fan_in, generator_of(name))
+        for name in ("in_weight", "in_bias"):
+            draw_uniform(getattr(self, name), width, generator_of(name))
+        draw_uniform(self.out_weight, hidden, generator_of("out_weight"), variance=1 / 9)
         self.out_bias.zero_()
 
 

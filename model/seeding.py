@@ -42,13 +42,13 @@ def _parameter_generator(seed: int, prefix: str, name: str) -> torch.Generator:
     return named_generator(seed, f"{prefix}.{name}")
 
 
-def draw_uniform(parameter: Tensor, fan_in: int, generator: torch.Generator) -> None:
-    """Draws within sqrt(3 / fan_in), a variance of 1 / fan_in (LeCun et al., 1998).
+def draw_uniform(parameter: Tensor, fan_in: int, generator: torch.Generator, *, variance: float = 1.0) -> None:
+    """Draws within sqrt(3 / fan_in), a variance of 1 / fan_in (LeCun et al., 1998), or `variance` times that.
 
     `nn.Linear` draws a third of that variance: after the five layers of HiNet hardly anything of x is left, and where
     every example is seen once the time to grow it back is lost. A 3-D tensor is a stack of layers, not one wide layer.
     """
-    bound = math.sqrt(3.0 / fan_in)
+    bound = math.sqrt(3.0 * variance / fan_in)
     parameter.uniform_(-bound, bound, generator=generator)
 
 

@@ -18,6 +18,7 @@ from model.embedding import EmbeddingConfig
 from model.features import EncodedBatch, EncodingConfig, FeatureEncoder, RowColumns, model_fields
 from model.field_ids import FieldIdsConfig
 from model.hashing import MISSING_KEY, REMOVED_KEY, pair_keys
+from model.hinet_config import HiNetConfig
 from model.key_lists import KeyLists
 from model.labels import LabelBatch
 from model.learner import Learner
@@ -260,7 +261,8 @@ def test_a_users_taste_is_learned_by_heart_only_with_the_cross() -> None:
     late_error = {}
     for crosses in ((), (("user_id", "item.tags"),)):
         encoding = EncodingConfig(item_id=False, history_length=0, admission_ids=1, crosses=crosses)
-        config = tiny_config(encoding=encoding, optim=OptimConfig(row_lr=0.3, dense_lr=3e-3))
+        net = HiNetConfig(expert_hidden=16, expert_width=8, task_hidden=16, task_width=8, tower=(8,))
+        config = tiny_config(hinet=net, encoding=encoding, optim=OptimConfig(row_lr=0.3, dense_lr=3e-3))
         model, draws = Learner(SCHEMA, config, seed=0), np.random.default_rng(1)
         errors = []
         for _ in range(100):

@@ -139,7 +139,7 @@ def test_a_step_without_a_prior_starts_where_the_next_ones_allows(prior: float, 
     net = ESMM(ESMMConfig(), shape(1), seed=0)
     net.start_at(0, prior)
     p_T = run(net, 0.1 * rows(50, WIDTH).float(), [0] * 50).sigmoid().mean(dim=0)
-    assert [p_T[0].item(), p_T[2].item()] == pytest.approx([prior, click], rel=0.2)
+    assert [p_T[0].item(), p_T[2].item()] == pytest.approx([prior, click], rel=0.4)
 
 
 def test_priors_against_the_funnel_are_refused_in_one_line() -> None:

@@ -116,6 +116,7 @@ def test_what_is_not_finite_is_named(part: str, name: str, value: float) -> None
     state[name] = torch.full_like(state[name], value)
     if part == "dense_gradient":  # hidden units of 1e30 behind second layers of zero: nothing of them in the logits
         state["dense.shared.experts.out_weight"] *= 0.0
+        state[name][::2] *= -1.0  # whatever the sign of x, half of them are not cut off
     model.trained.load_state(state, model.trained.state_meta())
     before = snapshot(model)
     assert model.learn(*drawn(model, rng)).skipped == part and snapshot(model) == before
@@ -358,7 +359,7 @@ def test_it_learns_a_world_with_known_probabilities() -> None:
 def test_logits_start_near_the_logit_of_the_prior() -> None:
     batch, _ = drawn(learner(), np.random.default_rng(0))
     logits_BT = learner(priors={"click": 0.01}).score(batch)
-    assert np.abs(logits_BT[:, 0] - np.log(0.01 / 0.99)).max() < 0.3
+    assert np.abs(logits_BT[:, 0] - np.log(0.01 / 0.99)).max() < 0.5
     assert np.array_equal(logits_BT[:, 1:], learner().score(batch)[:, 1:])
 
 

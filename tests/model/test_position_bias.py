@@ -266,5 +266,5 @@ def test_bad_settings_are_one_line() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             PositionBiasConfig(**changes)
-    with pytest.raises(ValueError, match="^context: 'context.weather' is not a field of this model"):
+    with pytest.raises(ValueError, match="^position_bias.context: 'context.weather' is not a field of this model"):
         Learner(SCHEMA, tiny_config(position_bias=PositionBiasConfig(context="context.weather")), seed=0)
