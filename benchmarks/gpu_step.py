@@ -11,15 +11,12 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
-from benchmarks import hinet_step
 from benchmarks.harness import Figure
+from benchmarks.hinet_step import learner_step
 from model.config import ModelConfig
 from model.features import EncodingConfig
-from model.labels import LabelBatch
-from model.learner import Learner
 from model.precision import Precision
 
 COMMAND = "python -m benchmarks.gpu_step"
@@ -28,29 +25,9 @@ NUM_BATCHES, REPEATS = 4, 5
 
 
 def step(num_rows: int, precision: Precision, device: torch.device) -> Callable[[], int]:
-    """Returns a run of whole steps; every batch has been learned once before."""
+    """Returns a run of whole steps with slates of 20."""
     config = ModelConfig(precision=precision, encoding=EncodingConfig(history_length=0))
-    rng, learner = np.random.default_rng(0), Learner(hinet_step.SCHEMA, config, seed=0, device=device)
-    batches = hinet_step.batches(num_rows // 20, rng, num_rows=num_rows, num_batches=NUM_BATCHES)
-    encoded = [learner.encode(columns) for columns in batches]
-    on_BT = np.ones((num_rows, hinet_step.NUM_TASKS), bool)
-    labels = [
-        LabelBatch(
-            label_BT=(rng.random(on_BT.shape) < 0.1).astype(np.float32),
-            mask_BT=on_BT,
-            weight_BT=on_BT.astype(np.float32),
-            first_BT=on_BT,
-        )
-        for _ in encoded
-    ]
-
-    def work() -> int:
-        for batch, truth in zip(encoded, labels, strict=True):
-            if not learner.learn(batch, truth).made:
-                raise RuntimeError("a step was not finite")
-        return NUM_BATCHES * num_rows
-
-    return work
+    return learner_step(config, num_rows // 20, num_rows=num_rows, num_batches=NUM_BATCHES, device=device)
 
 
 def per_second(work: Callable[[], int]) -> list[float]:

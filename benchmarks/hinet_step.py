@@ -64,14 +64,22 @@ def batches(
     ]
 
 
-def learner_step(config: ModelConfig, num_requests: int) -> Callable[[], int]:
+def learner_step(
+    config: ModelConfig,
+    num_requests: int,
+    *,
+    num_rows: int = NUM_ROWS,
+    num_batches: int = NUM_BATCHES,
+    device: torch.device | None = None,
+) -> Callable[[], int]:
     """Returns a run of whole training steps; every batch has been learned once before."""
-    rng, learner = np.random.default_rng(0), Learner(SCHEMA, config, seed=0)
-    encoded = [learner.encode(columns) for columns in batches(num_requests, rng)]
-    on_BT = np.ones((NUM_ROWS, NUM_TASKS), bool)
+    rng, learner = np.random.default_rng(0), Learner(SCHEMA, config, seed=0, device=device)
+    drawn = batches(num_requests, rng, num_rows=num_rows, num_batches=num_batches)
+    encoded = [learner.encode(columns) for columns in drawn]
+    on_BT = np.ones((num_rows, NUM_TASKS), bool)
     labels = [
         LabelBatch(
-            label_BT=(rng.random((NUM_ROWS, NUM_TASKS)) < 0.1).astype(np.float32),
+            label_BT=(rng.random(on_BT.shape) < 0.1).astype(np.float32),
             mask_BT=on_BT,
             weight_BT=on_BT.astype(np.float32),
             first_BT=on_BT,
@@ -83,7 +91,7 @@ def learner_step(config: ModelConfig, num_requests: int) -> Callable[[], int]:
         for batch, given in zip(encoded, labels, strict=True):
             report = learner.learn(batch, given)
             assert report.skipped is None and 0.0 < report.loss < 10.0
-        return len(encoded) * NUM_ROWS
+        return len(encoded) * num_rows
 
     return work
 

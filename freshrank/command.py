@@ -24,6 +24,17 @@ OVERRIDE_HELP = "Overrides one setting of the file; may be given several times."
 CONFIG_PATH = click.Path(dir_okay=False, path_type=Path)
 
 
+def need_folders(*files: Path | None) -> None:
+    """Refuses files that could not be written later, because their folder is not there; None is passed over.
+
+    Raises:
+        ClickException: names the first such file.
+    """
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise click.ClickException(f"{file}: there is no folder {file.parent}")
+
+
 def run_options(default: Path | None = None) -> Callable[[F], F]:
     """Adds `--config`, `--set` and `--log-level` to a command, which gets them as one `run: RunConfig` and `level`."""
 

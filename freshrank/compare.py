@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freshrank.command import CONFIG_PATH, OVERRIDE_HELP
+from freshrank.command import CONFIG_PATH, OVERRIDE_HELP, need_folders
 from freshrank.compare_page import compare_page, with_interval
 from freshrank.config import load_config
 from freshrank.data_sets import DATA_SETS, path_of
@@ -72,14 +72,11 @@ def compare(
     """  # noqa: D301 - click wants the character
     import torch
 
-    from freshrank.compare_data import kind_of, load
     from freshrank.compare_models import check_name, equal_inputs
     from freshrank.compare_run import CompareConfig, Comparison
-    from model.features import FeatureEncoder
+    from freshrank.one_pass import read_source
 
-    for file in (report, json_out):
-        if file is not None and not file.parent.is_dir():
-            raise click.ClickException(f"{file}: there is no folder {file.parent}")
+    need_folders(report, json_out)
     torch.set_num_threads(1)  # the last bits depend on their number, and CPU seconds are compared
     try:
         compared = CompareConfig(models=tuple(_COMMA.split(models)), seeds=seeds, holdout=holdout)
@@ -87,7 +84,6 @@ def compare(
             check_name(name)
         path = path_of(source, os.environ, data)
         run = load_config(_config(source, path, config), overrides, os.environ)
-        encoder = FeatureEncoder(run.schema, equal_inputs(run.model).encoding)
         about = {
             "source": source,
             "config_hash": run.config_hash(),
@@ -96,15 +92,7 @@ def compare(
             "batch_rows": run.trainer.batch_rows,
         }
         click.echo(f"Reading {path} ...", err=True)
-        examples = load(
-            kind_of(path),
-            path,
-            schema=run.schema,
-            join=run.join,
-            encoder=encoder,
-            batch_rows=run.trainer.batch_rows,
-            limit=limit,
-        )
+        examples = read_source(run, path, equal_inputs(run.model).encoding, limit)
         comparison = Comparison(examples, run.model, compared, cpu_s=time.process_time)
         for name in compared.models:
             try:

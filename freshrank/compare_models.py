@@ -12,7 +12,6 @@ from freshrank.peers import PEERS, peer_of
 from freshrank.settings_file import put_override
 from freshrank.strict import ConfigError, build
 from model.architectures import NETWORKS, Architecture
-from model.assembly import InputLayout
 from model.config import ModelConfig
 from model.features import FeatureEncoder
 from model.learner import Learner
@@ -102,12 +101,7 @@ class _Counter:
 
     def __init__(self, base: ModelConfig, schema: SchemaConfig, architecture: Architecture) -> None:
         self._base, self._architecture = base, architecture
-        layout = InputLayout(
-            FeatureEncoder(schema, base.encoding).fields,
-            width=base.embedding.width,
-            interaction=base.encoding.history_interaction,
-        )
-        self._shape = layout.network_shape(schema)
+        self._shape = base.input_layout(FeatureEncoder(schema, base.encoding).fields).network_shape(schema)
 
     def config(self, network: Any) -> ModelConfig:
         sections: dict[str, Any] = {name: network if name == self._architecture else None for name in NETWORKS}

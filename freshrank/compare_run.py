@@ -14,8 +14,9 @@ import numpy as np
 from freshrank.compare_data import CompareBatch, CompareData
 from freshrank.compare_metrics import Report, figures, paired, summary
 from freshrank.compare_models import NetworkModel, Sized, equal_inputs, sized
-from freshrank.peers import OnlineModel, peer_of
+from freshrank.peers import Float32Array, OnlineModel, peer_of
 from model.config import ModelConfig
+from stream.schema import SchemaConfig
 
 BUDGET_OF = "hinet"
 """The architecture whose dense parameters, at the configuration's widths, are everybody's budget."""
@@ -147,19 +148,21 @@ class Comparison:
         priors = [self._base.priors.get(task, 0.5) for task in schema.tasks]
         return peer.make(self._data.fields, [math.log(prior / (1 - prior)) for prior in priors], seed, peer.rate)
 
-    def _judge(self, name: str, batches: Sequence[CompareBatch], logits: Sequence[Any]) -> Report:
-        schema = self._data.schema
-        empty_T = np.empty((0, len(schema.tasks)), np.float32)
-        logit_NT = np.concatenate([empty_T, *logits])
-        if not np.isfinite(logit_NT).all():
+    def _judge(self, name: str, batches: Sequence[CompareBatch], logits: Sequence[Float32Array]) -> Report:
+        if not all(np.isfinite(logit_BT).all() for logit_BT in logits):
             raise ValueError(f"{name}: some of its scores are not finite; try smaller learning rates")
-        empty = np.empty(0, np.int64)
-        return figures(
-            np.concatenate([empty_T, *(batch.labels.label_BT for batch in batches)]),
-            np.concatenate([empty_T.astype(np.bool_), *(batch.judged_BT for batch in batches)]),
-            logit_NT,
-            np.concatenate([empty, *(batch.encoded.scenario_B for batch in batches)]),
-            np.concatenate([empty, *(batch.user_B for batch in batches)]),
-            tasks=list(schema.tasks),
-            scenarios=schema.scenarios,
-        )
+        return judged_report(self._data.schema, batches, logits)
+
+
+def judged_report(schema: SchemaConfig, batches: Sequence[CompareBatch], logits: Sequence[Float32Array]) -> Report:
+    """Returns the figures of some logits, [B, T] per batch, over the labels of the batches that are judged."""
+    empty_T, empty = np.empty((0, len(schema.tasks)), np.float32), np.empty(0, np.int64)
+    return figures(
+        np.concatenate([empty_T, *(batch.labels.label_BT for batch in batches)]),
+        np.concatenate([empty_T.astype(np.bool_), *(batch.judged_BT for batch in batches)]),
+        np.concatenate([empty_T, *logits]),
+        np.concatenate([empty, *(batch.encoded.scenario_B for batch in batches)]),
+        np.concatenate([empty, *(batch.user_B for batch in batches)]),
+        tasks=list(schema.tasks),
+        scenarios=schema.scenarios,
+    )

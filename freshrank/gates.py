@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from freshrank.command import run_options
+from freshrank.command import need_folders, run_options
 from freshrank.config import RunConfig
 from stream.schema import SchemaConfig
 
@@ -174,9 +174,7 @@ def gates(
     from freshrank.example_tail import tail_of_broker, tail_of_folder
     from freshrank.gates_page import gates_page, gates_tables
 
-    for path in (report, json_out):
-        if path is not None and not path.parent.is_dir():
-            raise click.ClickException(f"{path}: there is no folder {path.parent}")
+    need_folders(report, json_out)
     torch.set_num_threads(1)
     try:
         name, checkpoint = find_checkpoint(folder or run.checkpoint.folder)

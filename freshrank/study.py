@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freshrank.command import need_folders
 from freshrank.study_frontier import frontier
 from freshrank.study_networks_command import networks
 
@@ -67,9 +68,7 @@ def delays(
     from freshrank.study_delays import DelayStudyConfig, study_delays
     from freshrank.study_page import main_plots, study_page
 
-    for path in (report, json_out):
-        if path is not None and not path.parent.is_dir():
-            raise click.ClickException(f"{path}: there is no folder {path.parent}")
+    need_folders(report, json_out)
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if quick:
         window_hours = settings.get("window_hours", DelayStudyConfig().window_hours)

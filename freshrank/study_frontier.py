@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freshrank.command import CONFIG_PATH, OVERRIDE_HELP
+from freshrank.command import CONFIG_PATH, OVERRIDE_HELP, need_folders
 from freshrank.config import load_config
 from freshrank.data_sets import path_of
 
@@ -66,9 +66,7 @@ def frontier(
     from freshrank.frontier import grid_of_bounds, parse_bounds
     from freshrank.frontier_page import frontier_page
 
-    for path in (report, json_out):
-        if path is not None and not path.parent.is_dir():
-            raise click.ClickException(f"{path}: there is no folder {path.parent}")
+    need_folders(report, json_out)
     torch.set_num_threads(1)  # the last bits depend on their number, and small steps gain little from more
     try:
         vectors = [parse_bounds(text) for text in given]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from freshrank.compare_data import CompareBatch, CompareData
-from freshrank.compare_metrics import Report, figures, paired, summary
+from freshrank.compare_metrics import Report, paired, summary
 from freshrank.compare_models import equal_inputs
-from freshrank.compare_run import CompareConfig, Comparison, PassReport
+from freshrank.compare_run import CompareConfig, Comparison, PassReport, judged_report
 from freshrank.peers import PEERS
 from model.config import ModelConfig
 from model.embedding import EmbeddingConfig
@@ -105,16 +105,15 @@ def study_networks(
         parameters[name] = passes[0].num_weights
         return passes[0].progressive
 
-    data, _ = conflict_data(config, TUNING_SEED)
-    rates = {
-        name: min(config.dense_lrs, key=lambda rate: _mean_ne(run(data, None, name, rate)))  # noqa: B023 - used at once
-        if len(config.dense_lrs) > 1
-        else config.dense_lrs[0]
-        for name in config.models
-    }
+    rates = dict.fromkeys(config.models, config.dense_lrs[0])
+    if len(config.dense_lrs) > 1:
+        data, _ = conflict_data(config, TUNING_SEED)
+        for name in config.models:
+            mean_ne = {rate: _mean_ne(run(data, None, name, rate)) for rate in config.dense_lrs}
+            rates[name] = min(config.dense_lrs, key=mean_ne.__getitem__)
     for seed in range(config.worlds):
         data, truth = conflict_data(config, seed)
-        by_model[TRUTH].append(_judged(data, truth))
+        by_model[TRUTH].append(judged_report(data.schema, data.batches, truth))
         for name in config.models:
             by_model[name].append(run(data, seed, name, rates[name]))
     return {
@@ -181,19 +180,6 @@ def _columns(rows: ConflictRows, schema: SchemaConfig) -> RowColumns:
         request_index_B=np.arange(len(rows.scenario_B)),
         user=values(rows.user_values_BF, list(schema.features.user)),
         item=values(rows.item_values_BF, list(schema.features.item)),
-    )
-
-
-def _judged(data: CompareData, logits: Sequence[np.ndarray[Any, Any]]) -> Report:
-    batches = data.batches
-    return figures(
-        np.concatenate([batch.labels.label_BT for batch in batches]),
-        np.concatenate([batch.judged_BT for batch in batches]),
-        np.concatenate(logits),
-        np.concatenate([batch.encoded.scenario_B for batch in batches]),
-        np.concatenate([batch.user_B for batch in batches]),
-        tasks=list(data.schema.tasks),
-        scenarios=data.schema.scenarios,
     )
 
 

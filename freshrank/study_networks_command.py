@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freshrank.command import need_folders
+
 if TYPE_CHECKING:
     from freshrank.compare_run import PassReport
 
@@ -45,9 +47,7 @@ def networks(
     from freshrank.study_networks_page import study_networks_page
     from sim.conflict_world import ConflictWorldConfig
 
-    for path in (report, json_out):
-        if path is not None and not path.parent.is_dir():
-            raise click.ClickException(f"{path}: there is no folder {path.parent}")
+    need_folders(report, json_out)
     torch.set_num_threads(1)  # the last bits depend on their number
     given: dict[str, Any] = {"models": tuple(models.split(","))} if models else {}
     if dense_lrs:

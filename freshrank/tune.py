@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from freshrank.command import run_options
+from freshrank.command import need_folders, run_options
 from freshrank.config import RunConfig
 from freshrank.data_sets import path_of
 
@@ -126,9 +126,7 @@ def tune(run: RunConfig, source: str, report: Path | None, json_out: Path | None
 
     from freshrank.tune_page import tune_page
 
-    for path in (report, json_out, given["storage"]):
-        if path is not None and not path.parent.is_dir():
-            raise click.ClickException(f"{path}: there is no folder {path.parent}")
+    need_folders(report, json_out, given["storage"])
     torch.set_num_threads(1)  # the last bits depend on their number, and small steps gain little from more
     try:
         result = search(run, Wanted(source=path_of(source, os.environ), **given), on_trial=_say)

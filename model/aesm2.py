@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from model.expert_selection import Selected, Selection, SelectionLayer
-from model.gate_usage import GateUsage
+from model.gate_usage import GateUsage, usage_of_tasks
 from model.inputs import RowInputs
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
 from model.network_config import check_counts
@@ -167,9 +167,7 @@ class AESM2(Network):
                 usage.append(
                     GateUsage(gate=f"scenario_layer.{number}", scenario=scenario, task=None, weight_BK=weight_Bn)
                 )
-            for task in range(self.shape.num_tasks):
-                weight_Bn = tasks.weight_BQn[start:stop, task]
-                usage.append(GateUsage(gate="task_layer", scenario=scenario, task=task, weight_BK=weight_Bn))
+            usage += usage_of_tasks("task_layer", scenario, tasks.weight_BQn[start:stop])
         return usage
 
     def _scenario_layers(self, inputs: NetworkInputs, embedding_Be: Tensor) -> list[Selected]:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from model.expert_mixture import ExpertMixture
 from model.experts import GatedExperts
-from model.gate_usage import GateUsage
+from model.gate_usage import GateUsage, usage_of_tasks
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
 from model.network_config import check_counts
 from model.scenario_towers import ScenarioTowers
@@ -136,7 +136,7 @@ class AttentionMMoE(Network):
         """Returns the weights of `experts`, per task."""
         weight_BTK = self._mixture.gate_weights(self.representation(inputs))
         return [
-            GateUsage(gate="experts", scenario=scenario, task=task, weight_BK=weight_BTK[start:stop, task])
+            usage
             for scenario, start, stop in scenario_slices(inputs.row_offsets)
-            for task in range(self.shape.num_tasks)
+            for usage in usage_of_tasks("experts", scenario, weight_BTK[start:stop])
         ]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.expert_mlps import ExpertMlps
-from model.gate_usage import GateUsage
+from model.gate_usage import GateUsage, usage_of_tasks
 from model.inputs import RowInputs
 from model.linear_gates import LinearGate
 from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
@@ -147,10 +147,11 @@ class Closeup(Network):
         """Returns the weights of each scenario's and task's gate."""
         c_BC = self.representation(inputs)
         return [
-            GateUsage(gate="mmoe", scenario=scenario, task=task, weight_BK=weight_BTK[:, task])
+            usage
             for scenario, start, stop in scenario_slices(inputs.row_offsets)
-            for weight_BTK in [self._gate_weights(scenario, self._split(c_BC[start:stop])[1])]
-            for task in range(self.shape.num_tasks)
+            for usage in usage_of_tasks(
+                "mmoe", scenario, self._gate_weights(scenario, self._split(c_BC[start:stop])[1])
+            )
         ]
 
     def _gate_weights(self, scenario: int, m_BP: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
 """A model's configuration: encoding, embedding, network, loss, optimiser."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.aesm2 import AESM2Config
 from model.architectures import NETWORKS, Architecture
+from model.assembly import InputLayout
 from model.attention_mmoe import AttentionMMoEConfig
 from model.closeup import CloseupConfig
 from model.domain_gate import DomainGate
 from model.embedding import EmbeddingConfig
 from model.epnet import EPNetConfig
 from model.esmm import ESMMConfig
-from model.features import EncodingConfig
+from model.features import EncodingConfig, Field
 from model.growth import GrowthConfig
 from model.hinet_config import HiNetConfig
 from model.hmoe import HMoEConfig
@@ -114,6 +116,10 @@ class ModelConfig:
         if self.preset == "custom":
             return getattr(self, self.architecture)
         return config() if self.preset == "small" else config.published()
+
+    def input_layout(self, fields: Sequence[Field]) -> InputLayout:
+        """Returns where the embeddings of a model's fields go in the input."""
+        return InputLayout(fields, width=self.embedding.width, interaction=self.encoding.history_interaction)
 
     def build_network(self, shape: NetworkShape, *, seed: int | None) -> Network:
         """Returns the network; with `seed` None its parameters are undrawn, to be loaded.

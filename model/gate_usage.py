@@ -42,6 +42,14 @@ class GateUsage:
     """The scenario that these experts belong to; None: all scenarios."""
 
 
+def usage_of_tasks(gate: str, scenario: int, weight_BTK: Tensor) -> list[GateUsage]:
+    """Returns one entry per task of weights on the rows of one scenario, [B, T, K]."""
+    return [
+        GateUsage(gate=gate, scenario=scenario, task=task, weight_BK=weight_BK)
+        for task, weight_BK in enumerate(weight_BTK.unbind(dim=1))
+    ]
+
+
 class Expert(NamedTuple):
     """One expert of the gates of one name."""
 

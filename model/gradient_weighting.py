@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from model.simplex_qp import equal_mix, onto_simplex, relaxed_mix, shortest_mix
+from model.stateless_weighting import Float64Array, StatelessWeighting, weighted_sum
 
 MAX_TASKS = 10
 """The exact solver tries 2^T sets of tasks."""
 Normalisation = Literal["none", "l2", "loss", "loss+"]
 
-Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -61,12 +61,12 @@ class PeLtrConfig:
             raise ValueError(f"decay: {self.decay} is not allowed; at least 0, below 1")
 
 
-class MgdaWeighting:
+class MgdaWeighting(StatelessWeighting):
     """The shortest mix of each micro-batch, solved at every step (Sener and Koltun, NeurIPS 2018)."""
 
     def __init__(self, config: MgdaConfig, num_tasks: int) -> None:
+        super().__init__(np.full(num_tasks, 1.0 / num_tasks))
         self._normalisation = config.normalisation
-        self._weight_T = np.full(num_tasks, 1.0 / num_tasks)
 
     def combine(self, loss_T: Tensor, is_present_T: BoolArray, shared_BC: Tensor, step: int) -> Tensor:
         """Returns sum_j w_j L_j, to be run backward; absent tasks weigh 0."""
@@ -76,21 +76,7 @@ class MgdaWeighting:
             if np.isfinite(gram_PP).all():
                 self._weight_T = np.zeros(len(is_present_T))
                 self._weight_T[present] = shortest_mix(gram_PP, np.zeros(len(present)))
-        return _weighted(loss_T, self._weight_T)
-
-    def after_step(self) -> None:
-        """Keeps nothing."""
-
-    def weights(self) -> Float64Array:
-        """Returns the weights of the last step, [T]."""
-        return self._weight_T.copy()
-
-    def state(self) -> dict[str, Tensor]:
-        """Returns nothing: no step depends on the one before."""
-        return {}
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Has nothing to take up."""
+        return weighted_sum(loss_T, self._weight_T)
 
 
 class PeLtrWeighting:
@@ -118,7 +104,7 @@ class PeLtrWeighting:
                 solved_P = self._solve(gram_PP, self._bound_T[present], float(old_P.sum()))
                 self._next_T = self._weight_T.copy()
                 self._next_T[present] = decay * old_P + (1 - decay) * solved_P
-        return _weighted(loss_T, self._next_T)
+        return weighted_sum(loss_T, self._next_T)
 
     def after_step(self) -> None:
         """Keeps the weights that the step was made with."""
@@ -166,7 +152,3 @@ def _normalised(
     divisor_P = np.where(divisor_P == 0, 1.0, divisor_P)
     normalised_PP: Float64Array = gram_PP / np.outer(divisor_P, divisor_P)
     return normalised_PP
-
-
-def _weighted(loss_T: Tensor, weight_T: Float64Array) -> Tensor:
-    return (torch.as_tensor(weight_T, dtype=loss_T.dtype, device=loss_T.device) * loss_T).sum()

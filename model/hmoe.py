@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from model.expert_mixture import ExpertMixture
 from model.experts import GatedExperts
-from model.gate_usage import GateUsage
+from model.gate_usage import GateUsage, usage_of_tasks
 from model.inputs import RowInputs
 from model.network import Network, NetworkInputs, NetworkShape, of_each_row, scenario_slices
 from model.network_config import check_counts
@@ -195,14 +195,11 @@ class HMoE(Network):
         expert_BTK = self._mixture.gate_weights(self.representation(inputs))
         v_BTM = torch.stack(self._scenario_logits(inputs.x), dim=2)
         asked_MM = self.rho_MM + torch.eye(self.num_scenarios).to(self.rho_MM)
-        usage = []
+        usage: list[GateUsage] = []
         for scenario, start, stop in scenario_slices(inputs.row_offsets):
             scenario_BTM = (v_BTM[start:stop] + asked_MM[scenario].log()).softmax(dim=2)
-            for gate, weight_BTK in (("experts", expert_BTK[start:stop]), ("scenarios", scenario_BTM)):
-                usage += [
-                    GateUsage(gate=gate, scenario=scenario, task=task, weight_BK=weight_BTK[:, task])
-                    for task in range(self.shape.num_tasks)
-                ]
+            usage += usage_of_tasks("experts", scenario, expert_BTK[start:stop])
+            usage += usage_of_tasks("scenarios", scenario, scenario_BTM)
         return usage
 
     def _scenario_logits(self, x: RowInputs) -> list[Tensor]:

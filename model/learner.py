@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.assembly import InputLayout
 from model.config import ModelConfig
 from model.delayed_labels import DelayedLabels
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
@@ -46,9 +45,7 @@ class Learner:
         unknown = sorted(set(config.priors) - set(schema.tasks))
         if unknown:
             raise ValueError(f"priors: {unknown} are not tasks; {', '.join(schema.tasks)}")
-        self._layout = InputLayout(
-            self.encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
-        )
+        self._layout = config.input_layout(self.encoder.fields)
         self._device = device or torch.device("cpu")
         self.trained = TrainedModel(schema, self._layout, config, seed, self._device)
 

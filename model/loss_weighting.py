@@ -8,14 +8,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from model.gradient_weighting import MAX_TASKS, MgdaConfig, MgdaWeighting, PeLtrConfig, PeLtrWeighting
 from model.losses import LossConfig
+from model.stateless_weighting import Float64Array, StatelessWeighting, weighted_sum
 from model.uncertainty_weighting import UncertaintyConfig, UncertaintyWeighting
-
-Float64Array = npt.NDArray[np.float64]
 
 
 class LossWeighting(Protocol):
@@ -42,29 +40,12 @@ class LossWeighting(Protocol):
         """Goes on from what `state` returned; from another method's state, or none, it starts anew."""
 
 
-class FixedWeighting:
+class FixedWeighting(StatelessWeighting):
     """sum_j omega_j L_j with given weights."""
-
-    def __init__(self, weight_T: Float64Array) -> None:
-        self._weight_T = weight_T
 
     def combine(self, loss_T: Tensor, is_present_T: npt.NDArray[np.bool_], shared_BC: Tensor, step: int) -> Tensor:
         """Returns the weighted sum."""
-        return (torch.as_tensor(self._weight_T, dtype=loss_T.dtype, device=loss_T.device) * loss_T).sum()
-
-    def after_step(self) -> None:
-        """Keeps nothing."""
-
-    def weights(self) -> Float64Array:
-        """Returns the given weights, [T]."""
-        return self._weight_T.copy()
-
-    def state(self) -> dict[str, Tensor]:
-        """Returns nothing."""
-        return {}
-
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Has nothing to take up."""
+        return weighted_sum(loss_T, self._weight_T)
 
 
 def loss_weighting(config: LossConfig, tasks: Sequence[str]) -> LossWeighting:

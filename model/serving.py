@@ -61,9 +61,7 @@ class ServingModel:
             ValueError: names or shapes are not those of this schema and configuration.
         """
         encoder = FeatureEncoder(schema, config.encoding)
-        layout = InputLayout(
-            encoder.fields, width=config.embedding.width, interaction=config.encoding.history_interaction
-        )
+        layout = config.input_layout(encoder.fields)
         net = config.build_network(layout.network_shape(schema), seed=None).for_serving()
         registry = registry or ScenarioRegistry.of(schema)
         grow(net, registry)

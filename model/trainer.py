@@ -267,6 +267,8 @@ class Trainer:
 
     def _count_unknown(self, rows: TrainRows) -> None:
         """Counts what was learned of scenarios that are no part of the model, and adds those that have enough."""
+        if not rows.batch.unknown_scenarios:
+            return
         model = self.learner.trained
         for name, num_rows in rows.batch.rows_of_unknown(np.ones(rows.num_rows, np.bool_)).items():
             self.stats.unknown_rows += num_rows if name not in model.registry.names else 0

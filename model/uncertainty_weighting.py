@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Float64Array = npt.NDArray[np.float64]
+from model.stateless_weighting import Float64Array, weighted_sum
+
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 
 
@@ -44,8 +45,7 @@ class UncertaintyWeighting:
     def combine(self, loss_T: Tensor, is_present_T: npt.NDArray[np.bool_], shared_BC: Tensor, step: int) -> Tensor:
         """Returns the loss to be run backward; s is stepped by its own gradient, 1/2 - e^(-s) L."""
         self._last = loss_T.detach().cpu().numpy().astype(np.float64), is_present_T
-        weight_T = torch.as_tensor(self.weights(), dtype=loss_T.dtype, device=loss_T.device)
-        return (weight_T * loss_T).sum() + 0.5 * float(self._s_T[is_present_T].sum())
+        return weighted_sum(loss_T, self.weights()) + 0.5 * float(self._s_T[is_present_T].sum())
 
     def after_step(self) -> None:
         """Makes Adam's step of the present tasks' s."""

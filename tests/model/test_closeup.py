@@ -23,7 +23,8 @@ from model.serving import ServingModel
 from tests.model import closeup_reference as reference
 from tests.model.histories import histories, reordered, visible_actions
 from tests.model.networks import offsets
-from tests.model.worlds import SCHEMA, columns, labels, tiny_config
+from tests.model.training_checks import trained_and_resumed
+from tests.model.worlds import SCHEMA, columns, tiny_config
 
 torch.set_num_threads(1)
 
@@ -269,19 +270,8 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_resumes_and_serves(name: str) -> None:
     config = dataclasses.replace(MODELS[name], embedding=EmbeddingConfig(width=4))
-    learner, twin = (Learner(SCHEMA, config, seed=0) for _ in range(2))
     rng = np.random.default_rng(0)
-    for step in range(6):
-        batch, given_labels = learner.encode(columns(rng, 6, 24)), labels(rng, 24)
-        if step == 3:
-            twin.trained.load_state(learner.trained.state(), learner.trained.state_meta())
-        scored = learner.score(batch)
-        report = learner.learn(batch, given_labels)
-        assert report.skipped is None and np.array_equal(report.logits_BT, scored)
-        if step >= 3:
-            twin.learn(batch, given_labels)
-    ours, theirs = learner.trained.state(), twin.trained.state()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[one], theirs[one]) for one in ours)
+    learner = trained_and_resumed(config, rng, num_steps=6)
 
     serving = ServingModel.from_full(SCHEMA, config, learner.trained.serving_full())
     slack = 2e-2 if config.precision == "bfloat16" else 1e-6

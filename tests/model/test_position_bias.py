@@ -23,6 +23,7 @@ from model.position_bias import PositionBiasConfig, PositionBiased, PositionTowe
 from model.sequence_blocks import SequenceBlocksConfig
 from model.serving import ServingModel
 from stream.schema import SchemaConfig, TaskConfig
+from tests.model.training_checks import trained_and_resumed
 from tests.model.worlds import SCHEMA, TINY_NET, columns, labels, tiny_config
 
 torch.set_num_threads(1)
@@ -123,25 +124,16 @@ MODEL = tiny_config(position_bias=PositionBiasConfig(context="context.device"))
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_it_trains_resumes_and_serves_without_the_tower(precision: str) -> None:
     config = dataclasses.replace(MODEL, precision=precision)
-    learner, twin, rng = Learner(SCHEMA, config, seed=0), Learner(SCHEMA, config, seed=0), np.random.default_rng(0)
-    for step in range(8):
-        batch, given_labels = learner.encode(columns(rng, 6, 24)), labels(rng, 24)
-        if step == 4:
-            twin.trained.load_state(learner.trained.state(), learner.trained.state_meta())
-        scored = learner.score(batch)
-        report = learner.learn(batch, given_labels)
-        assert report.skipped is None and np.array_equal(report.logits_BT, scored)
-        if step >= 4:
-            twin.learn(batch, given_labels)
-    ours, theirs = learner.trained.state(), twin.trained.state()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    rng = np.random.default_rng(0)
+    learner = trained_and_resumed(config, rng, num_steps=8)
+    ours = learner.trained.state()
     assert "dense.tower.position" in ours and "adam.exp_avg.tower.position" in ours and ours["dense.constant_MT"].any()
 
     exported = learner.trained.serving_full()
     assert not [name for name in exported if name.startswith("dense.tower")] and "dense.constant_MT" in exported
     serving = ServingModel.from_full(SCHEMA, config, exported)
     learner.trained.mark_promoted()
-    learner.learn(batch, given_labels)
+    learner.learn(learner.encode(columns(rng, 6, 24)), labels(rng, 24))
     batch = serving.encode(columns(rng, 20, 40))
     expected = 1 / (1 + np.exp(-learner.score(batch).astype(np.float64)))
     slack = 2e-2 if precision == "bfloat16" else 1e-6
