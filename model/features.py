@@ -57,6 +57,8 @@ class EncodingConfig:
     first example and a fast `row_lr`."""
     crosses_admission: int = 1
     """Examples of a pair of values before it gets its own row; at least 1."""
+    without: tuple[str, ...] = ()
+    """Fields that the model must not see (`[context.mood]`): features of the schema that only the blender uses."""
     cached_values: int = 200_000
     """Values per field whose key is remembered; at least 1."""
 
@@ -238,7 +240,8 @@ def model_fields(schema: SchemaConfig, config: EncodingConfig) -> tuple[Field, .
     """Returns the fields of a model: request side before item side, single values before lists, crosses last.
 
     Raises:
-        ValueError: a cross of a field that is not there, or of two fields that are not one of each side.
+        ValueError: a cross of a field that is not there, or of two fields that are not one of each side; a field to be
+            left out that is no feature.
     """
 
     def id_field(name: str, side: Side) -> Field:
@@ -253,9 +256,14 @@ def model_fields(schema: SchemaConfig, config: EncodingConfig) -> tuple[Field, .
         ("context", "request"),
         ("item", "item"),
     )
+    features = {f"{source}.{name}" for source, _ in sides for name in getattr(schema.features, source)}
+    if unknown := [name for name in config.without if name not in features]:
+        raise ValueError(f"encoding.without: {unknown[0]} is not allowed; one of {', '.join(sorted(features))}")
     for source, side in sides:
         for name, feature in getattr(schema.features, source).items():
             full = f"{source}.{name}"
+            if full in config.without:
+                continue
             admission = 1 if feature.kind == "numeric" else config.admission
             fields.append(
                 Field(name=full, side=side, kind=feature.kind, many=feature.many, ids_of=full, admission=admission)

@@ -47,6 +47,13 @@ class _WireServed(msgspec.Struct, forbid_unknown_fields=True):
     explore: bool = False
     log_density: float | None = None
     model_age_ms: int | None = None
+    center: dict[str, float] = {}
+    law: str = ""
+    tau: float | None = None
+    truncate: float | None = None
+    scale: dict[str, float] = {}
+    fallback: str = ""
+    lane: str = ""
 
 
 class _WireSequence(msgspec.Struct, forbid_unknown_fields=True):

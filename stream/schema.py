@@ -50,6 +50,20 @@ class Served(msgspec.Struct, omit_defaults=True, gc=False):
     """Natural logarithm of the density of the draw; null where nothing was drawn."""
     model_age_ms: int | None = None
     """Time of the request minus the watermark of the snapshot."""
+    center: dict[str, float] = {}
+    """On explored requests, the weights that would have served: what the draw was made around."""
+    law: str = ""
+    """On explored requests, the law of the draw: `lognormal` or `grid`."""
+    tau: float | None = None
+    """Relative size of the jitter of a `lognormal` draw."""
+    truncate: float | None = None
+    """Standard deviations beyond which a `lognormal` draw was not made."""
+    scale: dict[str, float] = {}
+    """What one unit of each task's score was; on explored requests."""
+    fallback: str = ""
+    """Why the static weights served where a learned blender should have; empty where all was well."""
+    lane: str = ""
+    """`canary` where the model or the blender was on trial; empty on the stable lane."""
 
 
 class Sequence(msgspec.Struct, omit_defaults=True, gc=False):

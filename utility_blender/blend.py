@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utility_blender.bounds import BoundsConfig
 from utility_blender.explore import ExploreConfig, draw, request_rng
+from utility_blender.gate_config import GateConfig
+from utility_blender.learn_config import LearnConfig
+from utility_blender.reward import RewardConfig
 
 DEFAULT = "default"
 """Key of `weights` for scenarios without an entry of their own."""
@@ -29,6 +33,14 @@ class BlenderConfig:
     """What one unit of a task's score is: its standard deviation over candidates, above 0; 1 where not given."""
     explore: ExploreConfig = field(default_factory=ExploreConfig)
     """Exploration draws; off unless `explore.share` says otherwise."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What each action is worth: what learned weights aim at."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """How weights are learned from explored requests; off unless `learn.method` names a way."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What learned weights must prove before they serve."""
+    bounds: BoundsConfig = field(default_factory=BoundsConfig)
+    """What learned weights may not do, whatever they say."""
 
     def __post_init__(self) -> None:
         for scenario, weights in self.weights.items():
