@@ -36,6 +36,8 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
     may_be_more = run.schema.unknown_scenario == "add" and set(run.sim.scenarios) > set(scenarios)
     if run.monitor.simulator and set(run.sim.scenarios) != set(scenarios) and not may_be_more:
         yield f"sim.scenarios: {', '.join(run.sim.scenarios)} is not what the run lists: {', '.join(scenarios)}"
+    if run.monitor.simulator and run.sim.moods and "mood" not in run.schema.features.context:
+        yield "sim.moods: needs the feature `mood`; declare it: features.context.mood: categorical"
     ports = [int(address.rpartition(":")[2]) for address in addresses(run.monitor.ranker)]
     if run.ranker.server.port not in ports:
         yield f"ranker.server.port: {run.ranker.server.port} is not among those the page asks: {run.monitor.ranker}"

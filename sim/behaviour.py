@@ -16,6 +16,8 @@ from sim.delay import sample_delays_ms
 from sim.world import CandidateSet, World
 
 _INTEREST_SATURATION = 1.5
+_MOST_LIKELY = 0.95
+"""No mood makes a click more likely than this."""
 
 
 class Action(NamedTuple):
@@ -116,6 +118,12 @@ def truth(
     hide_if_not_clicked_N = _sigmoid(s.hide_bias - s.hide_affinity * affinity_N + s.hide_appeal * candidates.appeal_N)
     order_N = click_N * order_after_click_N
     hide_N = (1.0 - click_N) * hide_if_not_clicked_N
+    mood = world.mood(user_id, now_ms)
+    if mood is not None:
+        factor = mood[1]
+        click_N = np.minimum(factor.click * click_N, _MOST_LIKELY)
+        order_N = np.minimum(factor.order * order_N, click_N)
+        hide_N = np.minimum(factor.hide * hide_N, 1.0 - click_N)
     worth = world.config.utility
     return Truth(
         click_N=click_N,

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from sim.delay import DelayConfig
+from sim.mood import MoodConfig
 from sim.scenario import ScenarioConfig, default_scenarios
 
 ACTIONS = ("click", "order", "hide")
@@ -48,6 +49,8 @@ class SimConfig:
     scenarios: dict[str, ScenarioConfig] = field(default_factory=default_scenarios)
     """Scenarios by name, at least one; the names must be those of the run's `scenarios`, and may be more under
     `unknown_scenario: add`."""
+    moods: dict[str, MoodConfig] = field(default_factory=dict)
+    """Moods by name; each request is in one of them and says so in its context feature `mood`. None: no such feature."""
     delays: dict[str, DelayConfig] = field(default_factory=_default_delays)
     """Delay of each action: click, order, hide."""
     utility: dict[str, float] = field(default_factory=lambda: {"click": 1.0, "order": 5.0, "hide": -2.0})

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sim.catalogue import CATEGORIES, NUM_LATENT, ORIGIN_MS, Catalogue, Floats, unit
 from sim.config import SimConfig
+from sim.mood import MoodConfig
 from sim.scenario import ScenarioConfig
 from stream.schema import FeatureConfig, FeaturesConfig
 
@@ -124,7 +125,18 @@ class World:
         """Returns the request's context by name; `query` is None in scenarios without one."""
         query = self._query(user_id, scenario, now_ms)
         device = DEVICES[self._device[self.user_index(user_id)]]
-        return {"device": device, "query": None if query is None else CATEGORIES[query]}
+        context = {"device": device, "query": None if query is None else CATEGORIES[query]}
+        mood = self.mood(user_id, now_ms)
+        return context if mood is None else {**context, "mood": mood[0]}
+
+    def mood(self, user_id: str, now_ms: int) -> tuple[str, MoodConfig] | None:
+        """Returns the mood of a request and what it does; None in a world without moods."""
+        moods = self.config.moods
+        if not moods:
+            return None
+        share_M = np.array([mood.share for mood in moods.values()])
+        place = int(self._request_rng(user_id, now_ms, 7).choice(len(moods), p=share_M / share_M.sum()))
+        return list(moods.items())[place]
 
     def candidates(self, user_id: str, scenario: str, now_ms: int, num: int) -> CandidateSet:
         """Returns `num` different items alive at `now_ms`, at random; with a query, up to half of them match it."""
