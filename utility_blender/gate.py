@@ -1,0 +1,111 @@
+"""The off-policy gate: may these weights serve? All rules must hold, in every group of scenarios.
+
+Each rule catches what the others let pass. Missing support hides behind self-normalised estimates and shows in the mean
+weights and in what is uncovered; a broken density shows in the mean weight of the centre; noise in the lower bounds;
+a model that extrapolates in the signs (design of the blender, section 9).
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from utility_blender.gate_config import GateConfig
+from utility_blender.ope_report import GroupReport, OpeReport
+
+Verdict = Literal["passed", "failed", "not judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule and what became of it."""
+
+    name: str
+    """What is judged, with the group in front."""
+    value: float | None
+    """None where there is no figure."""
+    limit: str
+    """What the figure had to be."""
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        """Returns one line with the figure and the threshold."""
+        return f"{self.name}: {'no figure' if self.value is None else format(self.value, '.4g')}; must be {self.limit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict with every rule behind it."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    """A line per failed rule; empty if all passed."""
+    rules: tuple[Rule, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns plain data, for JSON."""
+        return asdict(self)
+
+
+def decide(report: OpeReport, config: GateConfig) -> Decision:
+    """Returns whether the policy may serve: only if no rule failed, and enough requests were there to judge."""
+    rules = [*_of_log(report, config)]
+    for group in report.groups:
+        rules += _of_group(group, report, config)
+    reasons = tuple(str(rule) for rule in rules if rule.verdict == "failed")
+    return Decision(not reasons and bool(report.groups), reasons, tuple(rules))
+
+
+def _of_log(report: OpeReport, config: GateConfig) -> Iterator[Rule]:
+    yield _at_least("explored requests", report.num_requests, config.min_requests)
+    if report.num_requests:
+        yield _at_least("share of requests that replay to their logged slate", report.replayed, 1.0)
+        yield _at_least("share of requests with the density of their law", report.densities, 1.0)
+
+
+def _of_group(group: GroupReport, report: OpeReport, config: GateConfig) -> Iterator[Rule]:
+    at = group.name
+    low, high = 1 - config.mean_weight_off, 1 + config.mean_weight_off
+    for name, weight in group.mean_weights.items():
+        yield _rule(f"{at}: mean weight, {name}", weight, f"in [{low:.4g}, {high:.4g}]", low <= weight <= high)
+    yield _at_least(f"{at}: effective share of requests", group.ess, config.min_ess)
+    yield _at_most(f"{at}: share of its slates never explored", group.uncovered, config.max_uncovered)
+    for name, lift in (("model", group.dm), ("doubly robust", group.dr.value), ("item inclusion", group.item.value)):
+        yield _above(f"{at}: lift, {name}", lift)
+    yield _above(f"{at}: lower bound of the lift, item inclusion", group.item.low)
+    yield _above(f"{at}: lower bound of the lift, doubly robust", group.dr.low)
+    limit, limit_p95 = config.max_angle * group.angle_explored, config.max_angle_p95 * group.angle_explored
+    yield _at_most(f"{at}: median angle to the centre, degrees", group.angle, limit)
+    yield _at_most(f"{at}: 95th percentile of the angle, degrees", group.angle_p95, limit_p95)
+    if group.static_mean is None:
+        yield Rule(f"{at}: lift over its own mean weights", None, "above 0", "not judged")
+    else:
+        yield _above(f"{at}: lift over its own mean weights", group.static_mean.value)
+    yield from _of_actions(group, report, config)
+
+
+def _of_actions(group: GroupReport, report: OpeReport, config: GateConfig) -> Iterator[Rule]:
+    for scope, actions in group.actions.items():
+        for action, loss in config.guarded.items():
+            name = f"{scope}: bound of the relative lift of {action}"
+            if action not in actions:
+                yield Rule(name, None, "known", "not judged")
+            elif action in report.negative:
+                yield _at_most(name, actions[action].high, loss)
+            else:
+                yield _at_least(name, actions[action].low, -loss)
+
+
+def _rule(name: str, value: float, limit: str, holds: bool) -> Rule:
+    return Rule(name, float(value), limit, "passed" if holds else "failed")
+
+
+def _at_least(name: str, value: float, limit: float) -> Rule:
+    return _rule(name, value, f"at least {limit:.4g}", value >= limit)
+
+
+def _at_most(name: str, value: float, limit: float) -> Rule:
+    return _rule(name, value, f"at most {limit:.4g}", value <= limit)
+
+
+def _above(name: str, value: float) -> Rule:
+    return _rule(name, value, "above 0", value > 0)
