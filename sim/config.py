@@ -50,7 +50,7 @@ class SimConfig:
     """Scenarios by name, at least one; the names must be those of the run's `scenarios`, and may be more under
     `unknown_scenario: add`."""
     moods: dict[str, MoodConfig] = field(default_factory=dict)
-    """Moods by name; each request is in one of them and says so in its context feature `mood`. None: no such feature."""
+    """Moods by name; each request is in one of them, and its context feature `mood` names it. None: no such feature."""
     delays: dict[str, DelayConfig] = field(default_factory=_default_delays)
     """Delay of each action: click, order, hide."""
     utility: dict[str, float] = field(default_factory=lambda: {"click": 1.0, "order": 5.0, "hide": -2.0})
