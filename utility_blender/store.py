@@ -286,7 +286,7 @@ _TEXTS = {
     "stale": "there was a rollback since the decision to promote version {}",
     "gate": "the gate of version {} did not pass",
     "denied": "version {} or its base was rolled back",
-    "order": "version {} is not where the pointer may go: forward by promote, back by rollback to one that was served to everybody",
+    "order": "version {} is not where the pointer may go: forward to a new one, back to one that served everybody",
     "base": "version {} is not fitted around the version in service",
     "share": "version {} has a larger share; roll back to take it away",
     "missing": "version {} is not in the store",

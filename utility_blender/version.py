@@ -20,7 +20,7 @@ class BlenderVersion:
     version: int
     """From 1 on; 0 means the production weights of the config."""
     base_version: int
-    """Version whose weights the explored requests were drawn around; it serves the requests outside the new one's share."""
+    """Version whose weights the explored requests were drawn around; it serves whom the new one does not."""
     created_ms: int
     """Wall clock of the fit."""
     method: str
