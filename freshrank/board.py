@@ -178,6 +178,8 @@ class Board:
         return {
             "version": self._worst("freshrank_ranker_version"),
             "age_ms": _times(self._worst("freshrank_ranker_model_age_seconds"), 1_000),
+            "top1_changed": self._worst("freshrank_ranker_churn_ratio", "top1_changed"),
+            "rbo": min(self._values("freshrank_ranker_churn_ratio", "rbo"), default=None),
             "steps": self._number("freshrank_trainer_steps_total"),
             "snapshots": self._total("freshrank_trainer_snapshots_total"),
         }

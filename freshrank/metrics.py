@@ -116,6 +116,13 @@ OTHERS = (
     MetricRow(
         "freshrank_ranker_freshness_quantile_seconds", "gauge", ("quantile",), "The same, newest 10,000 actions."
     ),
+    MetricRow(
+        "freshrank_ranker_churn_ratio",
+        "gauge",
+        ("figure",),
+        "Recent requests ranked by a version and the one before, the same blender weights, mean over 60 swaps: share "
+        "with another first item (`top1_changed`) and rank-biased overlap (`rbo`, 1 = nothing moved).",
+    ),
     MetricRow("freshrank_ranker_latency_seconds", "histogram", (), "Time to answer a rank request."),
     MetricRow("freshrank_ranker_delivery_failures_total", "counter", (), "Events queued and then given up."),
     MetricRow(

@@ -74,6 +74,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     from ranker.request import RequestDecoder
     from ranker.sequences import RedisSequenceReader
     from ranker.stats import RankerStats
+    from ranker.version_churn import VersionChurn
     from stream import kafka_adapter
     from utility_blender.blend import Blender
 
@@ -85,7 +86,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     return Ranker(
         decoder=RequestDecoder(run.schema, run.ranker.limits, stats),
         sequences=RedisSequenceReader(run.redis.url, run.ranker.sequence, stats, now_ms),
-        follower=SnapshotFollower(store, run.schema, stats, freshness),
+        follower=SnapshotFollower(store, run.schema, stats, freshness, VersionChurn(blender)),
         blender=blender,
         log=EventLog(kafka_adapter.producer(run.kafka), run.kafka, stats),
         stats=stats,
@@ -109,6 +110,10 @@ def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
     if model.freshness.p50_ms is not None and model.freshness.p99_ms is not None:
         yield Reading("freshrank_ranker_freshness_quantile_seconds", model.freshness.p50_ms / 1_000, ("0.5",))
         yield Reading("freshrank_ranker_freshness_quantile_seconds", model.freshness.p99_ms / 1_000, ("0.99",))
+    churn = ranker.follower.churn
+    if churn is not None and churn.top1_changed_share is not None and churn.rbo is not None:
+        yield Reading("freshrank_ranker_churn_ratio", churn.top1_changed_share, ("top1_changed",))
+        yield Reading("freshrank_ranker_churn_ratio", churn.rbo, ("rbo",))
     for name, histogram in (
         ("freshrank_ranker_freshness_seconds", ranker.freshness.histogram),
         ("freshrank_ranker_latency_seconds", ranker.stats.latency_ms),

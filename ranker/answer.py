@@ -60,7 +60,10 @@ class Ranker:
         if response.snapshot:
             self.stats.unknown_scenario += response.scenario != request.scenario
             self.freshness.used(response.snapshot, now_ms)
-            self.follower.recent_columns = request_columns(request, sequence, now_ms)
+            columns = request_columns(request, sequence, now_ms)
+            self.follower.recent_columns = columns
+            if self.follower.churn is not None:
+                self.follower.churn.saw(columns, request.listed_scenario)
         beside: dict[DegradedReason, bool] = {
             "sequence": has_no_sequence,
             "snapshots": not self.follower.is_current,

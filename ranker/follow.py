@@ -31,6 +31,7 @@ from model.store import SnapshotStore, chain_to
 from ranker.freshness import FreshnessRecorder
 from ranker.live import LiveModel, next_live, warm_up
 from ranker.stats import RankerStats
+from ranker.version_churn import VersionChurn
 from stream.schema import SchemaConfig
 
 logger = logging.getLogger(__name__)
@@ -56,13 +57,20 @@ class SnapshotFollower:
     """Owner of the live model: `live` is read by whoever scores, and replaced by one thread alone."""
 
     def __init__(
-        self, store: SnapshotStore, schema: SchemaConfig, stats: RankerStats, freshness: FreshnessRecorder
+        self,
+        store: SnapshotStore,
+        schema: SchemaConfig,
+        stats: RankerStats,
+        freshness: FreshnessRecorder,
+        churn: VersionChurn | None = None,
     ) -> None:
         self.live: LiveModel | None = None
         self.is_current = False
         """Whether the last round ended at the version the pointer names."""
         self.recent_columns: RowColumns | None = None
         """A recent request, left here by whoever scores, to warm new versions up with."""
+        self.churn = churn
+        """Compares each version with the one before; whoever scores tells it the requests. None: nobody does."""
         self._store = store
         self._schema = schema
         self._stats = stats
@@ -140,9 +148,11 @@ class SnapshotFollower:
         for manifest in self._newly_measured(reached.manifest):
             self._freshness.arrived(reached.manifest.version, manifest.feedback_ms)
         self._measured_version = reached.manifest.version
-        self.live = reached
+        held, self.live = self.live, reached
         self._stats.snapshots_applied += 1
         logger.debug("Serving a new version: version=%d kind=%s", reached.manifest.version, reached.manifest.kind)
+        if self.churn is not None and held is not None:
+            self.churn.compare(held, reached)
         return True
 
     def _newly_measured(self, reached: Manifest) -> list[Manifest]:

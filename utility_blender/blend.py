@@ -128,6 +128,14 @@ class Blender:
         weights_T, log_density = draw(center_T, self._config.explore, rng)
         return Draw(weights_T, explore=True, log_density=log_density)
 
+    def production(self, scenario: str) -> NDArray[np.float64]:
+        """Returns the static weights of a scenario, weights_T.
+
+        Raises:
+            KeyError: a scenario the blender was not built with.
+        """
+        return self._weights[scenario]
+
     def utility(self, scores_NT: NDArray[Any], weights_T: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns utility_N in float64; its order does not change when all weights grow by one positive factor.
 

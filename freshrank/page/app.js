@@ -38,6 +38,8 @@ function draw(state) {
   put("model-age", duration(model.age_ms));
   put("steps", whole(model.steps));
   put("snapshots", whole(model.snapshots));
+  put("top1-changed", percent(model.top1_changed));
+  put("rbo", fixed(model.rbo));
   put("first-task", first);
   put("ne", fixed(state.quality[first]?.all?.ne));
   put("lift-share", percent(lift.share));

@@ -89,3 +89,17 @@ def test_scenario_that_the_trainer_has_added_is_shown_after_the_listed_ones() ->
     }  # fmt: skip
     shown.observe(1_000, {"trainer": None})
     assert shown.state()["schema"]["added"] == ["zoo", "events"]
+
+
+def test_worst_churn_of_several_rankers_is_shown() -> None:
+    shown = board()
+    name = "freshrank_ranker_churn_ratio"
+    churn = {"ranker-1": (0.1, 0.95), "ranker-2": (0.4, 0.7)}
+    shown.observe(
+        0,
+        {
+            ranker: Scrape({(name, ("top1_changed",)): changed, (name, ("rbo",)): rbo})
+            for ranker, (changed, rbo) in churn.items()
+        },
+    )
+    assert (shown.state()["model"]["top1_changed"], shown.state()["model"]["rbo"]) == (0.4, 0.7)
