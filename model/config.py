@@ -8,6 +8,7 @@ from model.aesm2 import AESM2Config
 from model.architectures import NETWORKS, Architecture
 from model.assembly import InputLayout
 from model.attention_mmoe import AttentionMMoEConfig
+from model.calibrator import CalibrationConfig
 from model.closeup import CloseupConfig
 from model.domain_gate import DomainGate
 from model.embedding import EmbeddingConfig
@@ -25,6 +26,7 @@ from model.pepnet import PEPNetConfig
 from model.ple_levels import PLEConfig
 from model.position_bias import PositionBiasConfig, PositionBiased, PositionTower
 from model.precision import Precision
+from model.score_regularization import ScoreRegularizationConfig
 from model.sequence_blocks import SequenceBlocks, SequenceBlocksConfig
 from model.shared_bottom import SharedBottomConfig
 from model.star import STARConfig
@@ -80,6 +82,10 @@ class ModelConfig:
     """From keys to rows."""
     loss: LossConfig = LossConfig()
     """Weights in the loss."""
+    score_regularization: ScoreRegularizationConfig = ScoreRegularizationConfig()
+    """How far scores are held to those of an older model."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """How served scores are calibrated."""
     optim: OptimConfig = OptimConfig()
     """Learning rates and clipping."""
     growth: GrowthConfig = GrowthConfig()

@@ -5,6 +5,7 @@ each failure is an error class of its own (`model.exceptions`).
 """
 
 import hashlib
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -77,6 +78,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     (policy `eager`): at most `MAX_FEEDBACK_TIMES` of them."""
     run_id: str = ""
     """Of the run that trained it."""
+    calibration: dict[str, dict[str, tuple[float, float]]] = {}
+    """Scenario -> task -> (a, b) of the served score, sigmoid(a z + b), a > 0; what is not there is (1, 0)."""
 
 
 def encode_payload(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -146,6 +149,12 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SnapshotManifestError(
             f"manifest: base_version {manifest.base_version} of delta {manifest.version} is not allowed; an earlier one"
         )
+    for scenario, by_task in manifest.calibration.items():
+        for task, (slope, offset) in by_task.items():
+            if not (math.isfinite(slope) and slope > 0 and math.isfinite(offset)):
+                raise SnapshotManifestError(
+                    f"manifest: calibration.{scenario}.{task} {(slope, offset)} is not allowed; a > 0 and b, finite"
+                )
     return manifest
 
 
