@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from stream.schema import Impression, KindName
+from stream.tally import Totals
 
 
 class LabelColumn(NamedTuple):
@@ -59,6 +60,19 @@ class Emission:
             for row, kind, label, delay_ms in zip(self.rows, column.kind, column.label, column.delay_ms, strict=True):
                 if kind != "none":
                     yield ItemLabel(self.impression.request_id, ids[row], task, kind, label, delay_ms)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """An explored slate with all that came of it, at the close of its reward window."""
+
+    impression: Impression
+    totals: Totals
+    """What the user did on which item; nothing where nothing was done."""
+    close_ms: int
+    """Slate + reward window + grace: the order of outcomes."""
+    watermark_ms: int
+    """Watermark of the partition pair when the outcome went out."""
 
 
 @dataclass(slots=True)

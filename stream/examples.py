@@ -98,16 +98,16 @@ class ExampleEncoder:
             "snapshot": pa.array([0 if i.served is None else i.served.snapshot for i in shown], pa.int64()),
         }
         for name, feature in self._schema.features.user.items():
-            columns[f"user.{name}"] = _feature_array([i.user.get(name) for i in shown], feature)
+            columns[f"user.{name}"] = feature_array([i.user.get(name) for i in shown], feature)
         for name, feature in self._schema.features.context.items():
-            columns[f"context.{name}"] = _feature_array([i.context.get(name) for i in shown], feature)
+            columns[f"context.{name}"] = feature_array([i.context.get(name) for i in shown], feature)
         return columns
 
     def _item_columns(self, emissions: Sequence[Emission]) -> _Columns:
         items = [emission.impression.items for emission in emissions]
         rows = [emission.rows for emission in emissions]
         flat = Flattener(rows, [len(shown.id) for shown in items])
-        offsets = _offsets(map(len, rows))
+        offsets = list_offsets(map(len, rows))
 
         def lists(values: pa.Array) -> pa.Array:
             return pa.ListArray.from_arrays(offsets, values)
@@ -119,7 +119,7 @@ class ExampleEncoder:
         }
         features = [shown.features for shown in items]
         for name, feature in self._schema.features.item.items():
-            columns[f"item.{name}"] = lists(_feature_array(flat([of.get(name) for of in features]), feature))
+            columns[f"item.{name}"] = lists(feature_array(flat([of.get(name) for of in features]), feature))
         scores = [shown.scores for shown in items]
         for task in self._schema.tasks:
             columns[f"served.{task}"] = lists(pa.array(flat([of.get(task) for of in scores]), pa.float32()))
@@ -157,7 +157,7 @@ def _no_labels(num_rows: int) -> LabelColumn:
 def _sequence_columns(emissions: Sequence[Emission]) -> _Columns:
     """Returns what serving knew of the users' last actions, newest first; empty where it was not logged."""
     shown = [emission.impression for emission in emissions]
-    offsets = _offsets(0 if i.sequence is None else len(i.sequence.item_id) for i in shown)
+    offsets = list_offsets(0 if i.sequence is None else len(i.sequence.item_id) for i in shown)
     item_ids: list[str] = []
     actions: list[str] = []
     ages_ms: list[int] = []
@@ -173,13 +173,13 @@ def _sequence_columns(emissions: Sequence[Emission]) -> _Columns:
     }
 
 
-def _feature_array(values: list[Any], feature: FeatureConfig) -> pa.Array:
+def feature_array(values: list[Any], feature: FeatureConfig) -> pa.Array:
     """Returns one feature as an Arrow array. Categories become strings here, so that 3 and "3" are one value."""
     if feature.kind == "numeric":
         return pa.array(values, pa.float64())
     if not feature.many:
         return _strings(values)
-    offsets = _offsets([0 if value is None else len(value) for value in values])
+    offsets = list_offsets([0 if value is None else len(value) for value in values])
     return pa.ListArray.from_arrays(offsets, _strings(list(chain.from_iterable(filter(None, values)))))
 
 
@@ -190,7 +190,7 @@ def _strings(values: list[Any]) -> pa.Array:
         return pa.array([value if value is None else str(value) for value in values], pa.string())
 
 
-def _offsets(lengths: Iterable[int]) -> pa.Array:
+def list_offsets(lengths: Iterable[int]) -> pa.Array:
     """Returns the offsets array of list columns with these lengths."""
     return pa.array(list(accumulate(lengths, initial=0)), pa.int32())
 
