@@ -4,8 +4,9 @@ Shape letters: N candidates, T tasks (in the order of the schema).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from utility_blender.bounds import BoundsConfig
 from utility_blender.explore import ExploreConfig, draw, request_rng
 from utility_blender.gate_config import GateConfig
 from utility_blender.learn_config import LearnConfig
+from utility_blender.policy import Policy
 from utility_blender.reward import RewardConfig
+from utility_blender.serving import Fallback, Lanes, ReadyVersion, made_ready
+from utility_blender.version import BlenderVersion
 
 DEFAULT = "default"
 """Key of `weights` for scenarios without an entry of their own."""
 STATIC_VERSION = 0
 """Blender version of weights that come from the config; learned ones count from 1."""
+Features = Mapping[str, Mapping[str, Any]]
+"""Features of a request by side and name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +60,28 @@ class BlenderConfig:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The weights of one request."""
+    """The weights of one request, and why it has them."""
 
     weights_T: NDArray[np.float64]
+    scale_T: NDArray[np.float64]
+    """What one unit of a score is under these weights."""
+    version: int = STATIC_VERSION
+    """Whose weights they are, or were drawn around."""
     explore: bool = False
     """Whether the weights were drawn; then `log_density` is the natural logarithm of their density."""
     log_density: float | None = None
+    center_T: NDArray[np.float64] | None = None
+    """What they were drawn around; None if they were not drawn."""
+    is_on_trial: bool = False
+    """Whether the request is in the share of a version on trial."""
+    fallback: Fallback | None = None
+    """Why these are the production weights, where learned ones should have served."""
 
 
 class Blender:
-    """Weights by scenario, drawn anew for the requests that explore.
+    """Weights by scenario, learned or the config's, drawn anew for the requests that explore.
+
+    One thread may replace `lanes` and `explore_until_s` while others ask for weights.
 
     >>> config = BlenderConfig(weights={"default": {"click": 1.0, "order": 5.0}, "home": {"order": 2.0}})
     >>> blender = Blender(("click", "order"), ("home", "search"), config)
@@ -73,17 +91,26 @@ class Blender:
     array([1. , 2.6])
     """
 
-    version = STATIC_VERSION
-
-    def __init__(self, tasks: Sequence[str], scenarios: Sequence[str], config: BlenderConfig) -> None:
-        """Resolves the weights of every scenario.
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        scenarios: Sequence[str],
+        config: BlenderConfig,
+        elapsed_s: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Resolves the weights of every scenario; `elapsed_s` is a clock that never goes back.
 
         Raises:
             ValueError: a task without a weight, a name that is no task or scenario, weights that are all zero, or a
                 zero weight where exploration is on.
         """
         self.tasks = tuple(tasks)
+        self.lanes = Lanes()
+        """What serves; the production weights until somebody says otherwise."""
+        self.explore_until_s = math.inf
+        """By `elapsed_s`: from then on no request explores, until it is put off (see `ranker.blender_follow`)."""
         self._config = config
+        self._elapsed_s = elapsed_s
         _refuse_unknown("weights", config.weights, (DEFAULT, *scenarios))
         _refuse_unknown("scale", config.scale, tasks)
         _refuse_unknown("explore.excluded_scenarios", config.explore.excluded_scenarios, scenarios)
@@ -91,6 +118,8 @@ class Blender:
             _refuse_unknown(f"weights.{scenario}", weights, tasks)
         self._scale_T = np.array([config.scale.get(task, 1.0) for task in tasks])
         self._weights = {scenario: self._resolve(scenario) for scenario in scenarios}
+        self._production = {scenario: Draw(weights_T, self._scale_T) for scenario, weights_T in self._weights.items()}
+        self._context = [(name, *name.partition(".")[::2]) for name in config.learn.context]
 
     def _resolve(self, scenario: str) -> NDArray[np.float64]:
         """Returns the static weights of a scenario: its own over the default ones."""
@@ -115,18 +144,71 @@ class Blender:
         explore = self._config.explore
         return explore.share > 0 and scenario not in explore.excluded_scenarios
 
-    def weights(self, scenario: str, request_id: str) -> Draw:
+    def weights(self, scenario: str, request_id: str, features: Features | None = None) -> Draw:
         """Returns the weights of a request; the same request id always gets the same draw.
+
+        A request that explores is drawn around the stable lane: what is on trial serves as it is or not at all, and
+        where learned weights should have served but could not, nothing is drawn either.
+
+        Args:
+            scenario: Its listed scenario.
+            request_id: Its id.
+            features: Its features by side (`user`, `context`) and name; needed once learned weights serve.
 
         Raises:
             KeyError: a scenario the blender was not built with.
         """
-        center_T = self._weights[scenario]
-        rng = request_rng(request_id, self._config.explore) if self._explores(scenario) else None
-        if rng is None:
-            return Draw(center_T)
-        weights_T, log_density = draw(center_T, self._config.explore, rng)
-        return Draw(weights_T, explore=True, log_density=log_density)
+        rng = self._rng(scenario, request_id)
+        lanes = self.lanes
+        is_on_trial = rng is None and lanes.is_on_trial(request_id)
+        version = lanes.trial if is_on_trial else lanes.stable
+        if version is None:
+            chosen = self._production[scenario]
+        else:
+            chosen = self._learned(version, scenario, features or {}, is_on_trial=is_on_trial)
+        if rng is None or chosen.fallback:
+            return chosen
+        weights_T, log_density = draw(chosen.weights_T, self._config.explore, rng)
+        return replace(chosen, weights_T=weights_T, explore=True, log_density=log_density, center_T=chosen.weights_T)
+
+    def _rng(self, scenario: str, request_id: str) -> np.random.Generator | None:
+        if not self._explores(scenario) or not self.is_exploring:
+            return None
+        return request_rng(request_id, self._config.explore)
+
+    @property
+    def is_exploring(self) -> bool:
+        """Whether requests explore now: the config has a share for it, and nobody has pulled the plug."""
+        return self._config.explore.share > 0 and self._elapsed_s() < self.explore_until_s
+
+    def _learned(self, version: ReadyVersion, scenario: str, features: Features, *, is_on_trial: bool) -> Draw:
+        weights = version.weights(scenario, self._columns(features), self._config.bounds, self._elapsed_s)
+        if isinstance(weights, str):
+            return replace(self._production[scenario], is_on_trial=is_on_trial, fallback=weights)
+        return Draw(weights, version.scale[scenario], version.version, is_on_trial=is_on_trial)
+
+    def _columns(self, features: Features) -> dict[str, list[Any]] | None:
+        """Returns the features the weights depend on, None if the request lacks one; null is a value like others."""
+        columns = {}
+        for full_name, side, name in self._context:
+            of_side = features.get(side, {})
+            if name not in of_side:
+                return None
+            columns[full_name] = [of_side[name]]
+        return columns
+
+    def made_ready(self, version: BlenderVersion, policy: Policy) -> ReadyVersion:
+        """Returns a version that can be put into `lanes`.
+
+        Raises:
+            BlenderVersionError: it is made for other tasks, or gives no finite weights.
+        """
+        return made_ready(version, policy, self._weights, self._scale_T, self.tasks)
+
+    @property
+    def version(self) -> int:
+        """Newest version that serves anybody; 0: the production weights."""
+        return self.lanes.version
 
     def production(self, scenario: str) -> NDArray[np.float64]:
         """Returns the static weights of a scenario, weights_T.
@@ -136,13 +218,24 @@ class Blender:
         """
         return self._weights[scenario]
 
-    def utility(self, scores_NT: NDArray[Any], weights_T: NDArray[np.float64]) -> NDArray[np.float64]:
+    def utility(
+        self,
+        scores_NT: NDArray[Any],
+        weights_T: NDArray[np.float64],
+        scale_T: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
         """Returns utility_N in float64; its order does not change when all weights grow by one positive factor.
 
         Summed per row and not with BLAS: an item's utility then depends on its own scores alone, to the last bit, and
         replaying logged weights gives the logged slate whatever else was in the batch.
+
+        Args:
+            scores_NT: Scores of the candidates.
+            weights_T: Weights of the tasks.
+            scale_T: What one unit of a score is; that of the config if left out.
         """
-        utility_N: NDArray[np.float64] = (scores_NT * (weights_T / self._scale_T)).sum(axis=1, dtype=np.float64)
+        factor_T = weights_T / (self._scale_T if scale_T is None else scale_T)
+        utility_N: NDArray[np.float64] = (scores_NT * factor_T).sum(axis=1, dtype=np.float64)
         return utility_N
 
 

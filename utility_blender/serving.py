@@ -1,0 +1,118 @@
+"""Learned weights while they serve: one version made ready, and which request gets which.
+
+Shape letters: T tasks.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from utility_blender.bounds import BoundsConfig, bounded
+from utility_blender.contexts import Contexts, Floats
+from utility_blender.exceptions import BlenderVersionError
+from utility_blender.policy import Policy
+from utility_blender.version import BlenderVersion
+
+Fallback = Literal["scenario", "missing", "error", "non_finite", "timeout", "shifted"]
+"""Why the production weights serve instead of learned ones: the version does not know the scenario, the request lacks a
+feature, computing them failed, gave no finite weights or took too long, or the scores have moved away."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyVersion:
+    """One version that can serve; never changed once built."""
+
+    version: int
+    policy: Policy
+    static: Mapping[str, Floats]
+    """Production weights by scenario on this version's scale: the same rankings as on the config's."""
+    scale: Mapping[str, Floats]
+    """What one unit of a score is, by scenario; the keys are the scenarios it serves."""
+
+    def weights(
+        self,
+        scenario: str,
+        columns: Mapping[str, list[Any]] | None,
+        bounds: BoundsConfig,
+        elapsed_s: Callable[[], float],
+    ) -> Floats | Fallback:
+        """Returns weights_T within the bounds, or why there are none; never raises.
+
+        Args:
+            scenario: Listed scenario of the request.
+            columns: Its features by full name, one value each; None: it lacks one.
+            bounds: Limits and time budget.
+            elapsed_s: A clock that never goes back, in seconds.
+        """
+        if scenario not in self.scale:
+            return "scenario"
+        if columns is None:
+            return "missing"
+        start_s = elapsed_s()
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is told apart below
+                weights_NT = self.policy.weights(Contexts(scenario=[scenario], columns=columns))
+                weights_T: Floats = bounded(weights_NT, self.static[scenario][None, :], bounds)[0]
+        except Exception:  # whatever the policy trips over, the request is answered; the reason is counted
+            return "error"
+        if not (np.isfinite(weights_NT).all() and np.isfinite(weights_T).all()):
+            return "non_finite"
+        if (elapsed_s() - start_s) * 1000 > bounds.budget_ms:
+            return "timeout"
+        return weights_T
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """What serves. Replaced as a whole, so a request sees one state."""
+
+    stable: ReadyVersion | None = None
+    """None: the production weights."""
+    trial: ReadyVersion | None = None
+    """A newer version that serves a share of the requests; None: nothing is on trial."""
+    share: float = 0.0
+    """The share of `trial`."""
+
+    @property
+    def version(self) -> int:
+        """Newest version that serves anybody; 0: none."""
+        newest = self.trial or self.stable
+        return newest.version if newest else 0
+
+    def is_on_trial(self, request_id: str) -> bool:
+        """Returns whether a request is in the trial's share: always the same answer, more requests as it grows."""
+        if self.trial is None:
+            return False
+        digest = hashlib.blake2b(request_id.encode(), key=f"trial:{self.trial.version}".encode(), digest_size=8)
+        return int.from_bytes(digest.digest(), "little") < self.share * 2.0**64
+
+
+def made_ready(
+    version: BlenderVersion,
+    policy: Policy,
+    static: Mapping[str, Floats],
+    config_scale_T: Floats,
+    tasks: tuple[str, ...],
+) -> ReadyVersion:
+    """Returns a version that can serve; `static` are the production weights by scenario, on the config's scale.
+
+    Raises:
+        BlenderVersionError: `schema`: made for other tasks; `policy`: its weights are not T finite numbers.
+    """
+    if version.tasks != tasks:
+        raise BlenderVersionError("schema", f"made for tasks {', '.join(version.tasks)}, not {', '.join(tasks)}")
+    scale = {name: np.array([version.scale[name][task] for task in tasks]) for name in version.scale if name in static}
+    ready = ReadyVersion(
+        version=version.version,
+        policy=policy,
+        static={name: static[name] * scale_T / config_scale_T for name, scale_T in scale.items()},
+        scale=scale,
+    )
+    for name in scale:
+        weights = ready.weights(name, {}, BoundsConfig(), lambda: 0.0)
+        if isinstance(weights, str):
+            raise BlenderVersionError("policy", f"version {version.version} has no weights for {name}: {weights}")
+    return ready
