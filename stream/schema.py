@@ -183,7 +183,7 @@ SETTLED_KINDS: tuple[KindName, ...] = ("final", "matured", "early_positive_repea
 """Kinds whose label is the truth of a closed window. Under every policy an item and task gets exactly one of them."""
 
 _TRAFFIC_RATIO_FROM_MS = 300_000
-_MAX_WINDOW_MS = 2**31 - 1
+MAX_WINDOW_MS = 2**31 - 1
 """Delays travel as int32: a little less than 25 days."""
 
 
@@ -210,8 +210,8 @@ class TaskConfig:
     """Only feedback with `value >= at_least` qualifies; none: every value does."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.window_ms <= _MAX_WINDOW_MS:
-            raise ValueError(f"window_ms: {self.window_ms} is not allowed; 1 to {_MAX_WINDOW_MS}")
+        if not 1 <= self.window_ms <= MAX_WINDOW_MS:
+            raise ValueError(f"window_ms: {self.window_ms} is not allowed; 1 to {MAX_WINDOW_MS}")
         if not self.action:
             raise ValueError("action: must not be empty")
         if self.policy not in OBSERVING_POLICIES:
