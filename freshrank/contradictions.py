@@ -17,7 +17,7 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
 
     scenarios = run.schema.scenarios
     try:
-        Timeline(run.schema, run.join.grace_ms)
+        Timeline(run.schema, run.join.grace_ms, run.join.outcome_window_ms)
     except ValueError as error:
         yield str(error)
     try:

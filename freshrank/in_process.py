@@ -14,9 +14,9 @@ from freshrank.slate_scorer import SlateScorer
 from model.config import ModelConfig
 from model.store import MemorySnapshotStore
 from model.trainer import Trainer, TrainerConfig, TrainerParts
-from stream.emission import Emission
+from stream.emission import Emission, Outcome
 from stream.examples import ExampleEncoder
-from stream.join import JoinConfig, JoinCore
+from stream.join import JoinConfig, JoinCore, remember_ms
 from stream.schema import Feedback, Impression, SchemaConfig
 from stream.watermark import PairWatermark, TopicClock
 
@@ -34,10 +34,12 @@ class InProcessLoop:
         start_ms: int,
         config_hash: str = "",
         on_message: Callable[[bytes], None] = lambda _: None,
+        on_outcome: Callable[[Outcome], None] = lambda _: None,
     ) -> None:
         """Takes the sections of a run and the log's clock at its first event.
 
-        `on_message` gets every message of `examples` before it is learned.
+        `on_message` gets every message of `examples` before it is learned, `on_outcome` every outcome, if
+        `join.outcome_window_ms` is set (`stream.outcomes` makes messages of them).
         """
         self._clock_ms = self._committed_ms = start_ms
         self._join = join
@@ -48,9 +50,10 @@ class InProcessLoop:
         )
         self._watermark = PairWatermark(self._impressions, self._feedback, out_of_orderness_ms=join.out_of_orderness_ms)
         # Everything from the slate to the last moment it is remembered.
-        self._settle_ms = schema.max_window_ms + join.grace_ms + join.duplicate_ms
+        self._settle_ms = remember_ms(schema, join)
         self._emissions: list[Emission] = []
         self._on_message = on_message
+        self._on_outcome = on_outcome
         self._num_observed = {Impression: 0, Feedback: 0}
         self._num_messages = 0
         store = MemorySnapshotStore()
@@ -102,6 +105,9 @@ class InProcessLoop:
         self._committed_ms = self._clock_ms
         self._ranker.score_waiting()
         emissions, self._emissions = self._emissions, []
+        outcomes, self.core.outcomes = self.core.outcomes, []
+        for outcome in outcomes:
+            self._on_outcome(outcome)
         for message in self._encoder.encode(emissions) if emissions else ():
             self._on_message(message)
             self.trainer.train_message(message, partition=0, offset=self._num_messages)

@@ -82,6 +82,7 @@ class JoinCounters:
     - `impressions = slates + impression_duplicate + impression_late`
     - `feedback` = the sum of the other `feedback_*` counters + what is still pending in the core
     - `items x tasks = settled + labels still open`, `labels = positives + negatives`
+    - `explored = outcomes + outcomes still open`
 
     An event counts once, when it is first read: replay after a restart counts nothing again, and the joiner adds up
     only what was committed.
@@ -135,6 +136,16 @@ class JoinCounters:
     """Labels that went out with 0."""
     settled: int = 0
     """Labels that went out as the truth of a closed window; each item has one per task, under every policy."""
+    explored: int = 0
+    """Joined slates whose weights were drawn, and of which an outcome goes out."""
+    explored_incomplete: int = 0
+    """Joined slates whose weights were drawn, but which lack something that their outcome would need: none goes out."""
+    outcomes: int = 0
+    """Outcomes that went out."""
+    outcome_actions: int = 0
+    """Feedback that counted in an outcome. It also counts under one of the names above."""
+    outcome_late: int = 0
+    """Feedback within the reward window that came when the outcome was out: with more grace it would have counted."""
     lost_messages: int = 0
     """Messages that open slates still needed but the log no longer keeps: raise the topics' retention."""
 

@@ -15,18 +15,21 @@ recovery from the log exact. The rules here are chosen for it and `docs/joiner.m
 - Feedback before its impression is *pending* until no impression that it could belong to would be accepted any more.
 - A label becomes positive once, by the first qualifying feedback in offset order that finds it open. `event_id` decides
   only under which name a feedback without effect is counted.
+- An explored slate has one window more, in which `stream.tally` adds up what the user does: its close is the slate's
+  last, and sends its outcome.
 - What goes out at which trigger is the task's policy (`stream.policy`); a positive beyond the early look waits for it,
   so that it always follows its negative.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from stream.emission import Emission, JoinCounters, LabelColumn
-from stream.schema import Feedback, Impression, SchemaConfig
+from stream.emission import Emission, JoinCounters, LabelColumn, Outcome
+from stream.schema import MAX_WINDOW_MS, Feedback, Impression, SchemaConfig
 from stream.state import Held, JoinState, Slate
-from stream.timeline import Outcome, Task, Timeline, at_feedback
+from stream.tally import Tally, is_complete, is_explored
+from stream.timeline import Output, Task, Timeline, at_feedback
 from stream.traffic import Traffic
 from stream.watermark import NO_WATERMARK, has_passed
 
@@ -56,6 +59,10 @@ class JoinConfig:
     """Time between two commits, in ms of processing time; at least 1. Labels are visible only once committed."""
     batch_items: int = 512
     """Most items in one message of `examples`; at least 1."""
+    outcome_window_ms: int | None = None
+    """Reward window of explored requests, in ms after the slate: all actions within it make up the outcome that goes
+    out when it closes. At least the longest window of the tasks, or it would leave out actions that the scores
+    predict; at most 2147483647. Longer than that, feedback without a slate waits longer too. None: no outcomes."""
     when_lost: WhenLost = "stop"
     """What to do where retention has deleted messages that open slates still need: `stop` refuses to take the
     partition up, `give_up` leaves these slates without the labels that are not out yet, and counts the messages."""
@@ -74,6 +81,10 @@ class JoinConfig:
         for name, low in at_least.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {low}")
+        if self.outcome_window_ms is not None and not 1 <= self.outcome_window_ms <= MAX_WINDOW_MS:
+            raise ValueError(
+                f"outcome_window_ms: {self.outcome_window_ms} is not allowed; 1 to {MAX_WINDOW_MS}, or none"
+            )
         if self.when_lost not in get_args(WhenLost):
             raise ValueError(f"when_lost: {self.when_lost!r} is not one of {', '.join(get_args(WhenLost))}")
         if self.max_ahead_ms > self.out_of_orderness_ms:
@@ -83,13 +94,18 @@ class JoinConfig:
             )
 
 
+def remember_ms(schema: SchemaConfig, config: JoinConfig) -> int:
+    """Returns for how long a slate can be remembered, in ms of event time: to its last close, and for its copies."""
+    return max(schema.max_window_ms, config.outcome_window_ms or 0) + config.grace_ms + config.duplicate_ms
+
+
 def replay_span_ms(schema: SchemaConfig, config: JoinConfig) -> int:
     """Returns how old, in ms of event time, a message may be that a restart must read again: the log must keep it.
 
     A slate is needed until the watermark passes its last close + `duplicate_ms`, traffic counts for two windows; the
     watermark itself runs `out_of_orderness_ms` behind the newest event.
     """
-    kept_ms = [schema.max_window_ms + config.grace_ms + config.duplicate_ms]
+    kept_ms = [remember_ms(schema, config)]
     kept_ms += [traffic.keep_ms for traffic in _traffic(schema, config).values()]
     return max(kept_ms) + config.out_of_orderness_ms
 
@@ -147,16 +163,21 @@ class JoinCore:
     ) -> None:
         self._resume = resume
         self._watermark_ms = resume.watermark_ms
-        self._timeline = Timeline(schema, config.grace_ms)
-        self._num_stages = len(self._timeline.stages)
+        self._timeline = Timeline(schema, config.grace_ms, config.outcome_window_ms)
+        self._num_label_stages = len(self._timeline.stages)
+        self._tasks = tuple(schema.tasks)
         self._tasks_of_action = self._timeline.tasks_of_action
-        self._close_after_ms = self._timeline.close_after_ms
-        self._remember_ms = self._close_after_ms + config.duplicate_ms
+        self._outcome_window_ms = config.outcome_window_ms
         # What is due next for a slate: its stage number `stage`, or, after the last, to be forgotten.
-        self._due_after_ms = [stage.after_ms for stage in self._timeline.stages] + [self._remember_ms]
+        plain_ms, explored_ms = self._timeline.edges_ms, self._timeline.explored_edges_ms
+        self._due_after_ms = [*plain_ms, plain_ms[-1] + config.duplicate_ms]
+        self._explored_due_after_ms = [*explored_ms, explored_ms[-1] + config.duplicate_ms]
+        self._expire_after_ms = explored_ms[-1]
         self._traffic = _traffic(schema, config)
         self._state = JoinState() if state is None else state
         self.counters = JoinCounters()
+        self.outcomes: list[Outcome] = []
+        """What explored slates came to, in order of their closes; the caller empties it when it is committed."""
         self._pass_due([])
 
     @property
@@ -192,18 +213,23 @@ class JoinCore:
                 counters.impression_duplicate += 1
                 counters.impression_conflict += _differ(known.impression, impression)
             return []
-        if has_passed(self._watermark_ms, slate_ms + self._remember_ms):
+        slate = Slate(impression, offset, self._new_tally(impression))
+        due_after_ms = self._due_of(slate)
+        if has_passed(self._watermark_ms, slate_ms + due_after_ms[-1]):
             counters.impression_late += is_new
             return []
-        slate = Slate(impression, offset)
         emissions: list[Emission] = []
-        if has_passed(self._watermark_ms, slate_ms + self._close_after_ms):
+        if has_passed(self._watermark_ms, slate_ms + due_after_ms[-2]):
             # Only a tombstone: it must shadow a copy of itself that is dated a little later and would not be late.
-            slate.stage = self._num_stages
+            slate.stage = len(due_after_ms) - 1
             counters.impression_late += is_new
         elif is_new:
             counters.slates += 1
             counters.items += len(impression.items.id)
+            if slate.tally is not None:
+                counters.explored += 1
+            elif self._outcome_window_ms is not None:
+                counters.explored_incomplete += is_explored(impression)
             if self._timeline.has_at_once:
                 self._emit(emissions, slate, self._timeline.at_once(len(impression.items.id)), slate_ms)
         else:
@@ -212,9 +238,9 @@ class JoinCore:
         for held in self._state.claim(impression.request_id):
             if not self._judge(held, slate, emissions):
                 self._state.feedback_needed.remove(held.offset)
-        if has_passed(self._watermark_ms, slate_ms + self._due_after_ms[0]):
+        if has_passed(self._watermark_ms, slate_ms + due_after_ms[0]):
             self._settle(slate, emissions)
-        self._state.add(slate, slate_ms + self._due_after_ms[slate.stage])
+        self._state.add(slate, slate_ms + due_after_ms[slate.stage])
         return emissions
 
     def observe_feedback(self, feedback: Feedback, offset: int) -> list[Emission]:
@@ -222,7 +248,7 @@ class JoinCore:
         counters = self.counters
         is_new = offset >= self._resume.next_feedback
         counters.feedback += is_new
-        if feedback.action not in self._tasks_of_action:
+        if feedback.action not in self._tasks_of_action and self._outcome_window_ms is None:
             counters.feedback_unknown_action += is_new
             return []
         emissions: list[Emission] = []
@@ -232,9 +258,9 @@ class JoinCore:
             if self._judge(held, slate, emissions):
                 self._state.feedback_needed.add(offset)
             return emissions
-        expiry_ms = feedback.ts + self._close_after_ms
+        expiry_ms = feedback.ts + self._expire_after_ms
         if has_passed(self._watermark_ms, expiry_ms):
-            counters.feedback_unmatched += is_new
+            self._count_unmatched(held)
         else:
             self._state.hold(held, expiry_ms)
         return emissions
@@ -263,33 +289,51 @@ class JoinCore:
         """Does everything that the watermark has made due."""
         watermark_ms = self._watermark_ms
         for slate in self._state.take_due(watermark_ms):
-            if slate.stage == self._num_stages:
+            due_after_ms = self._due_of(slate)
+            if slate.stage == len(due_after_ms) - 1:
                 self._state.forget(slate)
                 continue
             self._settle(slate, emissions)
-            self._state.put_back(slate, slate.impression.ts + self._due_after_ms[slate.stage])
+            self._state.put_back(slate, slate.impression.ts + due_after_ms[slate.stage])
         for held in self._state.take_expired(watermark_ms):
-            self.counters.feedback_unmatched += held.is_new
+            self._count_unmatched(held)
         for traffic in self._traffic.values():
             traffic.forget(watermark_ms)
 
     def _judge(self, held: Held, slate: Slate, emissions: list[Emission]) -> bool:
         """Applies one feedback to its slate: at most one label per task becomes positive, one counter goes up.
 
-        Returns whether a label of the slate that is still open rests on it from now on.
+        Returns whether a label of the slate that is still open, or its outcome, rests on it from now on.
         """
         feedback, impression = held.feedback, slate.impression
+        tasks = self._tasks_of_action.get(feedback.action)
         try:
             row = impression.items.id.index(feedback.item_id)
         except ValueError:
-            self.counters.feedback_unknown_item += held.is_new
+            self._count_unknown(held)
             return False
+        is_needed = slate.tally is not None and self._add_to(slate.tally, held, slate, row)
+        if tasks is None:
+            self._count_unknown(held)
+        elif self._judge_labels(tasks, held, slate, row, emissions):
+            is_needed = True
+        if is_needed:
+            if slate.held is None:
+                slate.held = []
+            slate.held.append(held.offset)
+        return is_needed
+
+    def _judge_labels(
+        self, tasks: Sequence[Task], held: Held, slate: Slate, row: int, emissions: list[Emission]
+    ) -> bool:
+        """Returns whether one feedback made a label positive."""
+        feedback, impression = held.feedback, slate.impression
         delay_ms = feedback.ts - impression.ts
         meaning = _OUTSIDE
         columns: dict[str, LabelColumn] = {}
         trigger_ms = feedback.ts
         is_missed = False
-        for task in self._tasks_of_action[feedback.action]:
+        for task in tasks:
             if not 0 <= delay_ms <= task.window_ms:
                 continue
             if not feedback.value >= task.at_least:
@@ -316,12 +360,19 @@ class JoinCore:
         is_committed = slate.offset < self._resume.next_impression and held.offset < self._resume.next_feedback
         if columns and not is_committed:
             self._emit(emissions, slate, at_feedback(row, columns), trigger_ms)
-        if meaning != _POSITIVE:
+        return meaning == _POSITIVE
+
+    def _add_to(self, tally: Tally, held: Held, slate: Slate, row: int) -> bool:
+        """Adds one feedback to what came of an explored slate; returns whether it counted."""
+        assert self._outcome_window_ms is not None
+        if not 0 <= held.feedback.ts - slate.impression.ts <= self._outcome_window_ms:
             return False
-        if slate.held is None:
-            slate.held = []
-        slate.held.append(held.offset)
-        return True
+        if slate.stage > self._num_label_stages:
+            self.counters.outcome_late += held.is_new and held.feedback.event_id not in tally.event_ids
+            return False
+        is_counted = tally.add(row, held.feedback)
+        self.counters.outcome_actions += is_counted and held.is_new
+        return is_counted
 
     def _positive(self, task: Task, held: Held, slate: Slate, delay_ms: int) -> LabelColumn | None:
         """Returns the label that a positive sends at its feedback, its early look being over; None for nothing."""
@@ -333,6 +384,19 @@ class JoinCore:
             return LabelColumn([kind], [1], [delay_ms])
         ratio = traffic.ratio(slate.impression.scenario, slate.impression.ts, held.feedback.ts)
         return LabelColumn([kind], [1], [delay_ms], [ratio])
+
+    def _count_unknown(self, held: Held) -> None:
+        """Counts feedback on an item that was not shown, or of an action without a task."""
+        if held.feedback.action in self._tasks_of_action:
+            self.counters.feedback_unknown_item += held.is_new
+        else:
+            self.counters.feedback_unknown_action += held.is_new
+
+    def _count_unmatched(self, held: Held) -> None:
+        if held.feedback.action in self._tasks_of_action:
+            self.counters.feedback_unmatched += held.is_new
+        else:
+            self.counters.feedback_unknown_action += held.is_new
 
     def _count_feedback(self, held: Held, slate: Slate, meaning: int) -> None:
         event_id = held.feedback.event_id
@@ -346,27 +410,37 @@ class JoinCore:
 
     def _settle(self, slate: Slate, emissions: list[Emission]) -> None:
         """Takes a slate past every stage whose edge the watermark has passed."""
-        slate_ms = slate.impression.ts
-        while slate.stage < self._num_stages and has_passed(
-            self._watermark_ms, slate_ms + self._due_after_ms[slate.stage]
-        ):
-            self._pass_stage(slate, slate_ms + self._due_after_ms[slate.stage], emissions)
+        slate_ms, due_after_ms = slate.impression.ts, self._due_of(slate)
+        last = len(due_after_ms) - 1
+        while slate.stage < last and has_passed(self._watermark_ms, slate_ms + due_after_ms[slate.stage]):
+            self._pass_stage(slate, slate_ms + due_after_ms[slate.stage], emissions)
+        if slate.stage == last and slate.held is not None:
+            for offset in slate.held:
+                self._state.feedback_needed.remove(offset)
+            slate.held = None
 
     def _pass_stage(self, slate: Slate, edge_ms: int, emissions: list[Emission]) -> None:
         """Makes known what the slate's next stage makes known, unless it is in the log already."""
         number = slate.stage
         slate.stage += 1
-        if not (slate.offset < self._resume.next_impression and has_passed(self._resume.watermark_ms, edge_ms)):
-            outcome = self._timeline.at_stage(number, slate.positives, len(slate.impression.items.id))
-            if outcome.rows:
-                self._emit(emissions, slate, outcome, edge_ms)
+        is_out = slate.offset < self._resume.next_impression and has_passed(self._resume.watermark_ms, edge_ms)
+        if number == self._num_label_stages:
+            self._close(slate, edge_ms, is_out=is_out)
+        elif not is_out:
+            output = self._timeline.at_stage(number, slate.positives, len(slate.impression.items.id))
+            if output.rows:
+                self._emit(emissions, slate, output, edge_ms)
             if slate.positives is not None:
                 for task in self._timeline.stages[number].looks:
                     self._correct(task, slate, slate.positives.get(task.name, {}), edge_ms, emissions)
-        if slate.stage == self._num_stages and slate.held is not None:
-            for offset in slate.held:
-                self._state.feedback_needed.remove(offset)
-            slate.held = None
+
+    def _close(self, slate: Slate, edge_ms: int, *, is_out: bool) -> None:
+        """Closes the reward window of an explored slate."""
+        assert slate.tally is not None
+        if not is_out:
+            self.counters.outcomes += 1
+            self.outcomes.append(Outcome(slate.impression, slate.tally.totals, edge_ms, self._watermark_ms))
+        slate.tally = Tally(event_ids=slate.tally.event_ids)
 
     def _correct(
         self, task: Task, slate: Slate, delays_ms: Mapping[int, int], edge_ms: int, emissions: list[Emission]
@@ -386,14 +460,24 @@ class JoinCore:
             return slate.impression.ts
         return slate.impression.ts + self._due_after_ms[task.look_stage]
 
-    def _emit(self, emissions: list[Emission], slate: Slate, outcome: Outcome, trigger_ms: int) -> None:
+    def _due_of(self, slate: Slate) -> list[int]:
+        """Returns when each stage of a slate is over, in ms after it, and at last when to forget it."""
+        return self._due_after_ms if slate.tally is None else self._explored_due_after_ms
+
+    def _new_tally(self, impression: Impression) -> Tally | None:
+        """Returns where to add up what will come of a slate; None if it is not explored."""
+        if self._outcome_window_ms is None or not is_explored(impression) or not is_complete(impression, self._tasks):
+            return None
+        return Tally()
+
+    def _emit(self, emissions: list[Emission], slate: Slate, output: Output, trigger_ms: int) -> None:
         counters = self.counters
         counters.emissions += 1
-        counters.labels += outcome.num_labels
-        counters.positives += outcome.num_positives
-        counters.negatives += outcome.num_labels - outcome.num_positives
-        counters.settled += outcome.num_settled
-        emissions.append(Emission(slate.impression, outcome.rows, outcome.columns, trigger_ms, self._watermark_ms))
+        counters.labels += output.num_labels
+        counters.positives += output.num_positives
+        counters.negatives += output.num_labels - output.num_positives
+        counters.settled += output.num_settled
+        emissions.append(Emission(slate.impression, output.rows, output.columns, trigger_ms, self._watermark_ms))
 
 
 def _differ(one: Impression, other: Impression) -> bool:

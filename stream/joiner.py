@@ -23,6 +23,7 @@ from stream.log import (
     EXAMPLES,
     FEEDBACK,
     IMPRESSIONS,
+    OUTCOMES,
     GroupMember,
     KafkaConfig,
     OffsetAndMetadata,
@@ -32,6 +33,7 @@ from stream.log import (
     topic_name,
 )
 from stream.offsets import labels_hash
+from stream.outcomes import OutcomeEncoder
 from stream.pair import PartitionPair, start_point
 from stream.schema import SchemaConfig
 from stream.spill import Spill
@@ -73,7 +75,13 @@ class Joiner:
         self._dead_letter = topic_name(kafka, DEAD_LETTER)
         self._decoder = EventDecoder(schema)
         self._encoder = ExampleEncoder(schema, config)
-        self._labels = labels_hash(schema, config.grace_ms, config.duplicate_ms)
+        self._outcomes: tuple[str, OutcomeEncoder] | None = None
+        if config.outcome_window_ms is not None:
+            outcome_encoder = OutcomeEncoder(
+                schema, outcome_window_ms=config.outcome_window_ms, grace_ms=config.grace_ms
+            )
+            self._outcomes = (topic_name(kafka, OUTCOMES), outcome_encoder)
+        self._labels = labels_hash(schema, config.grace_ms, config.duplicate_ms, config.outcome_window_ms)
         self._pairs: dict[int, PartitionPair] = {}
         self._owned: set[TopicPartition] = set()
         self._committed_ms = now_ms()
@@ -210,6 +218,11 @@ class Joiner:
             key = pair.emissions[0].impression.user_id.encode()
             for value in self._encoder.encode(pair.emissions):
                 self._producer.produce(self._examples, key, value)
+        if self._outcomes is not None and pair.core.outcomes:
+            topic, encoder = self._outcomes
+            key = pair.core.outcomes[0].impression.user_id.encode()
+            for value in encoder.encode(pair.core.outcomes):
+                self._producer.produce(topic, key, value)
 
     def _poll_timeout_ms(self) -> int:
         """Returns how long a poll may wait: until the next commit is due, if there is something to commit."""
@@ -242,7 +255,9 @@ class Joiner:
 
     def _check_topics(self) -> None:
         """Refuses a broker on which labels would have nowhere to go, or a user's events would not meet."""
-        keyed = (self._impressions, self._feedback, self._examples)
+        keyed = [self._impressions, self._feedback, self._examples]
+        if self._outcomes is not None:
+            keyed.append(self._outcomes[0])
         counts = {topic: self._member.num_partitions(topic) for topic in (*keyed, self._dead_letter)}
         for topic, count in counts.items():
             if count == 0:
@@ -250,7 +265,7 @@ class Joiner:
         if len({counts[topic] for topic in keyed}) > 1:
             described = ", ".join(f"{topic} {counts[topic]}" for topic in keyed)
             raise CopartitionError(
-                f"{described} partitions: all three topics need the same number, and the same partitioner"
+                f"{described} partitions: all of them need the same number, and the same partitioner"
             )
 
     def _rebalance(self, poll: Poll) -> None:

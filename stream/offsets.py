@@ -34,8 +34,8 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     a snapshot of another life may be of other messages with the same offsets."""
 
 
-def labels_hash(schema: SchemaConfig, grace_ms: int, duplicate_ms: int) -> str:
-    """Returns 16 hex digits over every setting that decides which labels a log has.
+def labels_hash(schema: SchemaConfig, grace_ms: int, duplicate_ms: int, outcome_window_ms: int | None = None) -> str:
+    """Returns 16 hex digits over every setting that decides which labels and outcomes a log has.
 
     Under other settings a replay would find other labels, and could no longer tell which of them are committed.
     """
@@ -48,6 +48,8 @@ def labels_hash(schema: SchemaConfig, grace_ms: int, duplicate_ms: int) -> str:
     }
     if schema.unknown_scenario == "default" and schema.default_scenario is not None:
         settings["default_scenario"] = schema.default_scenario
+    if outcome_window_ms is not None:
+        settings["outcome_window_ms"] = outcome_window_ms
     return hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:16]
 
 
@@ -77,8 +79,8 @@ def decode_progress(partition: TopicPartition, committed: OffsetAndMetadata, lab
         )
     if progress.labels != labels and committed.offset != progress.next:
         raise OffsetMetadataError(
-            f"{where}: slates are still open under other settings (tasks, features, scenarios, grace_ms or "
-            f"duplicate_ms changed: labels {progress.labels}, now {labels}); let the old settings run until all "
-            "slates are closed, or reset the group"
+            f"{where}: slates are still open under other settings (tasks, features, scenarios, grace_ms, "
+            f"duplicate_ms or outcome_window_ms changed: labels {progress.labels}, now {labels}); let the old settings "
+            "run until all slates are closed, or reset the group"
         )
     return progress

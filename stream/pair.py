@@ -128,7 +128,7 @@ class PartitionPair:
             start_ms=start.resume.watermark_ms,
         )
         self.emissions: list[Emission] = []
-        """Labels that go out with the next commit."""
+        """Labels that go out with the next commit. Outcomes wait in `core.outcomes`."""
         self.dead_letters: list[DeadLetter] = []
         """Messages that could not be decoded and go out with the next commit."""
         self.must_seek = False
@@ -149,7 +149,8 @@ class PartitionPair:
     @property
     def has_changed(self) -> bool:
         """Whether there is something to commit."""
-        return self.is_caught_up and (bool(self.emissions) or self._reach() != self._committed)
+        has_output = bool(self.emissions or self.core.outcomes)
+        return self.is_caught_up and (has_output or self._reach() != self._committed)
 
     @property
     def is_as_committed(self) -> bool:
@@ -231,6 +232,7 @@ class PartitionPair:
     def forget_committed(self) -> JoinCounters:
         """Prunes what the committed transaction holds; returns what it counts."""
         self.emissions = []
+        self.core.outcomes = []
         self.dead_letters = []
         self._committed = self._reach()
         self._committed_watermark_ms = self.core.watermark_ms

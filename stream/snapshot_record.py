@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of everything in a snapshot; one of another version is not read."""
 _FILE = "record"
 

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from stream.due import DueQueue
 from stream.needed import NeededOffsets
 from stream.schema import Feedback, Impression
+from stream.tally import Tally
 
 
 class Slate:
     """A slate until it is forgotten: open while it has stages ahead, then a tombstone that recognises its copies."""
 
-    __slots__ = ("held", "impression", "offset", "positives", "seen", "stage")
+    __slots__ = ("held", "impression", "offset", "positives", "seen", "stage", "tally")
 
-    def __init__(self, impression: Impression, offset: int) -> None:
+    def __init__(self, impression: Impression, offset: int, tally: Tally | None = None) -> None:
         self.impression = impression
         self.offset = offset
         self.stage = 0
@@ -26,7 +27,9 @@ class Slate:
         self.seen: set[str] | None = None
         """`event_id`s of the feedback observed so far."""
         self.held: list[int] | None = None
-        """Offsets of the feedback that made its labels positive; needed until its last close."""
+        """Offsets of the feedback that its labels and its outcome rest on; needed until its last close."""
+        self.tally = tally
+        """What came of it so far, if it is explored and its outcome is to go out; empty once that is out."""
 
 
 class Held:
@@ -54,7 +57,7 @@ class JoinState:
         self.impressions_needed = NeededOffsets()
         """Impressions that remembered slates were made of."""
         self.feedback_needed = NeededOffsets()
-        """Feedback that is pending, or made a label of an open slate positive."""
+        """Feedback that is pending, or that a label or the outcome of an open slate rests on."""
 
     @property
     def num_slates(self) -> int:

@@ -10,6 +10,7 @@ import msgspec
 
 from stream.schema import Feedback, Impression
 from stream.state import Held, Slate
+from stream.tally import Tally
 
 
 class Waiting(NamedTuple):
@@ -26,6 +27,7 @@ class _SlateRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     positives: dict[str, dict[int, int]] | None
     seen: set[str] | None
     held: list[int] | None
+    tally: Tally | None
 
 
 class _WaitingRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -51,14 +53,14 @@ def encode_slate(slate: Slate) -> bytes:
     (True, 7, {'click': {0: 3}})
     """
     return _ENCODER.encode(
-        _SlateRecord(slate.impression, slate.offset, slate.stage, slate.positives, slate.seen, slate.held)
+        _SlateRecord(slate.impression, slate.offset, slate.stage, slate.positives, slate.seen, slate.held, slate.tally)
     )
 
 
 def decode_slate(data: bytes) -> Slate:
     """Returns the slate that `encode_slate` was given."""
     record = _SLATE.decode(data)
-    slate = Slate(record.impression, record.offset)
+    slate = Slate(record.impression, record.offset, record.tally)
     slate.stage, slate.positives, slate.seen, slate.held = record.stage, record.positives, record.seen, record.held
     return slate
 

@@ -3,7 +3,8 @@
     slate      + observe_ms + grace         + window_ms + grace
       |--------------^ look ---------------------^ close          one task under an observing policy; others only close
 
-Tasks that share an edge share a stage, and so an emission.
+Tasks that share an edge share a stage, and so an emission. An explored slate has one stage more, the last: its reward
+window closes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ class Stage(NamedTuple):
     closes: list[Task]
 
 
-class Outcome(NamedTuple):
+class Output(NamedTuple):
     """What goes out of one slate at one trigger, and what it counts."""
 
     rows: Sequence[int]
@@ -54,10 +55,15 @@ class Timeline:
     """Stages of all slates of a schema; `tasks_of_action` says which tasks a feedback may concern.
 
     Raises:
-        ValueError: a policy that no joiner can follow.
+        ValueError: a policy that no joiner can follow, or a reward window shorter than a label window.
     """
 
-    def __init__(self, schema: SchemaConfig, grace_ms: int) -> None:
+    def __init__(self, schema: SchemaConfig, grace_ms: int, outcome_window_ms: int | None = None) -> None:
+        if outcome_window_ms is not None and outcome_window_ms < schema.max_window_ms:
+            raise ValueError(
+                f"join.outcome_window_ms: {outcome_window_ms} is not allowed; at least the longest window_ms of the "
+                f"tasks, {schema.max_window_ms}"
+            )
         looks_ms = {name: task.observe_ms for name, task in schema.tasks.items() if task.observe_ms is not None}
         edges_ms = sorted({task.window_ms for task in schema.tasks.values()} | set(looks_ms.values()))
         self.tasks: list[Task] = []
@@ -84,42 +90,46 @@ class Timeline:
             self.stages[task.close_stage].closes.append(task)
             if task.look_stage != NEVER:
                 self.stages[task.look_stage].looks.append(task)
-        self.close_after_ms = self.stages[-1].after_ms
-        """The last close of a slate, in ms after it."""
+        self.edges_ms = [stage.after_ms for stage in self.stages]
+        """When each stage of a slate that is not explored is over, in ms after it; the last is its last close."""
+        self.explored_edges_ms = [*self.edges_ms]
+        """The same of an explored slate."""
+        if outcome_window_ms is not None:
+            self.explored_edges_ms.append(outcome_window_ms + grace_ms)
         self._shown = [task for task in self.tasks if task.policy.shown is not None]
-        self._negatives: dict[tuple[int, int], Outcome] = {}
+        self._negatives: dict[tuple[int, int], Output] = {}
 
     @property
     def has_at_once(self) -> bool:
         """Whether a slate sends labels when it is read, before anything is known."""
         return bool(self._shown)
 
-    def at_once(self, num_items: int) -> Outcome:
+    def at_once(self, num_items: int) -> Output:
         """Returns what goes out when a slate is read."""
-        outcome = self._negatives.get((NEVER, num_items))
-        if outcome is None:
+        output = self._negatives.get((NEVER, num_items))
+        if output is None:
             columns = {task.name: _column(task.policy.shown, {}, {}, num_items) for task in self._shown}
-            outcome = self._negatives[NEVER, num_items] = _outcome(range(num_items), columns, [])
-        return outcome
+            output = self._negatives[NEVER, num_items] = _output(range(num_items), columns, [])
+        return output
 
-    def at_stage(self, number: int, positives: Positives | None, num_items: int) -> Outcome:
+    def at_stage(self, number: int, positives: Positives | None, num_items: int) -> Output:
         """Returns what goes out at a stage, given what was positive by then."""
         if positives is not None:
-            return _outcome_at(self.stages[number], positives, num_items)
+            return _output_at(self.stages[number], positives, num_items)
         # Nothing was positive: the usual case, and always the same.
-        outcome = self._negatives.get((number, num_items))
-        if outcome is None:
-            outcome = self._negatives[number, num_items] = _outcome_at(self.stages[number], {}, num_items)
-        return outcome
+        output = self._negatives.get((number, num_items))
+        if output is None:
+            output = self._negatives[number, num_items] = _output_at(self.stages[number], {}, num_items)
+        return output
 
 
-def at_feedback(row: int, columns: Mapping[str, LabelColumn]) -> Outcome:
+def at_feedback(row: int, columns: Mapping[str, LabelColumn]) -> Output:
     """Returns the positives of one item, one per task in `columns`."""
     num_settled = sum(column.kind[0] in SETTLED_KINDS for column in columns.values())
-    return Outcome([row], columns, len(columns), len(columns), num_settled)
+    return Output([row], columns, len(columns), len(columns), num_settled)
 
 
-def _outcome_at(stage: Stage, positives: Positives, num_items: int) -> Outcome:
+def _output_at(stage: Stage, positives: Positives, num_items: int) -> Output:
     columns = {task.name: _look(task, positives.get(task.name, {}), num_items) for task in stage.looks}
     columns |= {task.name: _close(task, positives.get(task.name, {}), num_items) for task in stage.closes}
     silent = [
@@ -131,15 +141,15 @@ def _outcome_at(stage: Stage, positives: Positives, num_items: int) -> Outcome:
     if missing:
         rows = [row for row in rows if row not in missing]
         columns = {name: column.take(rows) for name, column in columns.items()}
-    return _outcome(rows, columns, [task.name for task in stage.closes])
+    return _output(rows, columns, [task.name for task in stage.closes])
 
 
-def _outcome(rows: Sequence[int], columns: Mapping[str, LabelColumn], closing: Sequence[str]) -> Outcome:
+def _output(rows: Sequence[int], columns: Mapping[str, LabelColumn], closing: Sequence[str]) -> Output:
     """Returns rows and columns with what they count; whatever goes out at a task's close is settled."""
     num_labels = {name: len(rows) - column.kind.count("none") for name, column in columns.items()}
     num_positives = sum(sum(column.label) for column in columns.values())
     num_settled = sum(num_labels[name] for name in closing)
-    return Outcome(rows, columns, sum(num_labels.values()), num_positives, num_settled)
+    return Output(rows, columns, sum(num_labels.values()), num_positives, num_settled)
 
 
 def _look(task: Task, positives: Mapping[int, int], num_items: int) -> LabelColumn:
