@@ -73,6 +73,8 @@ class Ranker:
         self.stats.requests += 1
         self.stats.candidates += len(request.item_ids)
         self.stats.explored += response.explore
+        if response.fallback:
+            self.stats.blender_fallback[response.fallback] += 1
         self.stats.degraded.update(response.degraded)
         self.stats.latency_ms.observe((self.elapsed_s() - start_s) * 1000)
         return response
@@ -117,6 +119,8 @@ class Ranker:
             step=manifest.step if manifest else None,
             model_age_ms=self.now_ms() - manifest.watermark_ms if manifest else None,
             blender=self.blender.version,
+            blender_share=self.blender.lanes.share,
+            exploring=self.blender.is_exploring,
             freshness=FreshnessResponse(p50_ms=fresh.p50_ms, p99_ms=fresh.p99_ms, n=fresh.n),
             counters=self.stats.counters(),
         )

@@ -68,6 +68,10 @@ class RankResponse(msgspec.Struct):
     """Version of the model that scored; 0: none yet."""
     blender: int
     """Version of the weights; 0: those of the config."""
+    weights: dict[str, float]
+    """Weight of each task in the utility; empty when no model ranked it."""
+    fallback: str | None
+    """Why the weights of the config served where learned ones should have; null where all was well."""
     model_age_ms: int | None
     """How far the model's knowledge lies behind now; null without a model."""
     explore: bool
@@ -147,7 +151,11 @@ class ModelResponse(msgspec.Struct):
     model_age_ms: int | None
     """How far the model's knowledge lies behind now; null without a model."""
     blender: int
-    """Version of the weights; 0: those of the config."""
+    """Newest version of the weights; 0: those of the config."""
+    blender_share: float
+    """Share of the requests that it serves; below 1 while it is on trial."""
+    exploring: bool
+    """Whether requests may explore: the config has a share for it, and the switch is on."""
     freshness: FreshnessResponse
     """How soon actions were learned and served."""
     counters: dict[str, int | dict[str, int]]

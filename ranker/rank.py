@@ -14,7 +14,12 @@ from ranker.api import DegradedReason, RankedItem, RankResponse
 from ranker.live import LiveModel
 from ranker.request import CheckedRequest
 from stream.schema import Candidates, Impression, Items, Sequence, Served
-from utility_blender.blend import Blender
+from utility_blender.blend import Blender, Draw
+
+LAW = "lognormal"
+"""Law of every draw the ranker makes (`utility_blender.explore`)."""
+TRIAL_LANE = "canary"
+"""`served.lane` of requests that got weights, or a model, on trial."""
 
 
 class Ranking(NamedTuple):
@@ -112,6 +117,8 @@ def rank(
         ],
         snapshot=served.snapshot,
         blender=served.blender,
+        weights=served.weights,
+        fallback=served.fallback or None,
         model_age_ms=served.model_age_ms,
         explore=served.explore,
         scenario=live.scored_as(request.scenario),
@@ -131,20 +138,34 @@ def _score(
     request: CheckedRequest, sequence: Sequence, live: LiveModel, blender: Blender, *, request_id: str, now_ms: int
 ) -> Scored | None:
     """Scores and blends; None if a utility is not finite."""
+    features = {"user": request.user_features, "context": request.context_features}
+    drawn = blender.weights(request.listed_scenario, request_id, features)
     scores_NT = live.score(request_columns(request, sequence, now_ms))
-    drawn = blender.weights(request.listed_scenario, request_id)
-    utility_N = blender.utility(scores_NT, drawn.weights_T)
+    utility_N = blender.utility(scores_NT, drawn.weights_T, drawn.scale_T)
     if not np.isfinite(utility_N).all():
         return None
-    served = Served(
-        snapshot=live.manifest.version,
-        blender=blender.version,
-        weights=dict(zip(blender.tasks, drawn.weights_T.tolist(), strict=True)),
-        explore=drawn.explore,
-        log_density=drawn.log_density,
-        model_age_ms=now_ms - live.manifest.watermark_ms,
-    )
+    served = _served(blender, drawn)
+    served.snapshot = live.manifest.version
+    served.model_age_ms = now_ms - live.manifest.watermark_ms
     return Scored(scores_NT, utility_N, served)
+
+
+def _served(blender: Blender, drawn: Draw) -> Served:
+    """Returns what is logged of the weights; of an explored request all that its density can be computed from again."""
+    served = Served(
+        blender=drawn.version,
+        weights=_by_task(blender, drawn.weights_T),
+        fallback=drawn.fallback or "",
+        lane=TRIAL_LANE if drawn.is_on_trial else "",
+    )
+    if drawn.center_T is not None:
+        served.explore = True
+        served.log_density = drawn.log_density
+        served.center = _by_task(blender, drawn.center_T)
+        served.scale = _by_task(blender, drawn.scale_T)
+        law = blender.law
+        served.law, served.tau, served.truncate = LAW, law.tau, law.truncate
+    return served
 
 
 def _in_input_order(
@@ -166,6 +187,8 @@ def _in_input_order(
         ],
         snapshot=0,
         blender=0,
+        weights={},
+        fallback=None,
         model_age_ms=None,
         explore=False,
         scenario=None,
@@ -185,6 +208,10 @@ def _impression(request: CheckedRequest, sequence: Sequence, items: Items, reque
         user=request.user_features,
         sequence=sequence,
     )
+
+
+def _by_task(blender: Blender, values_T: NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(blender.tasks, values_T.tolist(), strict=True))
 
 
 def _score_columns(blender: Blender, scores_NT: NDArray[Any]) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ from litestar.exceptions import HTTPException
 
 from ranker.answer import Ranker
 from ranker.api import ErrorResponse
+from ranker.blender_follow import BlenderWatcher
 from ranker.exceptions import BufferFullError, RequestError
 from ranker.openapi import openapi_document, openapi_page
 from ranker.request import RequestLimits
@@ -40,6 +41,7 @@ def create_app(
     metrics_text: Callable[[], bytes],
     version: str,
     flush_timeout_ms: int = 5_000,
+    blender_watcher: BlenderWatcher | None = None,
 ) -> Litestar:
     """Returns the ASGI app. It starts the watcher with the server; at the end it stops it and flushes the log.
 
@@ -50,6 +52,7 @@ def create_app(
         metrics_text: Returns what `GET /metrics` shows.
         version: Of this software, for the OpenAPI document.
         flush_timeout_ms: How long the log may take at the end to get rid of what is queued.
+        blender_watcher: Follows the learned weights for it; None: the config's serve for good.
     """
     document = openapi_document(version)
 
@@ -84,12 +87,16 @@ def create_app(
     @asynccontextmanager
     async def running(_: Litestar) -> AsyncIterator[None]:
         watcher.start()
+        if blender_watcher is not None:
+            blender_watcher.start()
         deliveries = asyncio.create_task(_poll_deliveries(ranker))
         try:
             yield
         finally:
             deliveries.cancel()
             watcher.stop()
+            if blender_watcher is not None:
+                blender_watcher.stop()
             ranker.sequences.close()
             if num_left := ranker.log.flush(flush_timeout_ms):
                 logger.warning("Stopped before the log had taken all events: lost=%d", num_left)

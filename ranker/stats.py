@@ -73,6 +73,14 @@ class RankerStats:
     """Published versions that could not be served, by reason; each attempt counts."""
     snapshots_healed: int = 0
     """Times a broken chain of deltas was left by way of a newer full snapshot."""
+    blenders_applied: int = 0
+    """Times other learned weights, another share of them, or the config's were taken into service."""
+    blenders_refused: Counter[str] = field(default_factory=Counter)
+    """Versions of learned weights that could not be served, by reason; each attempt counts."""
+    blender_fallback: Counter[str] = field(default_factory=Counter)
+    """Requests that got the weights of the config instead of learned ones, by reason."""
+    blender_store_unavailable: int = 0
+    """Times the store of learned weights did not answer; no request explores then."""
     store_unavailable: int = 0
     """Times the snapshot store did not answer."""
     watcher_failures: int = 0

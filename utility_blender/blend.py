@@ -177,6 +177,11 @@ class Blender:
         return request_rng(request_id, self._config.explore)
 
     @property
+    def law(self) -> ExploreConfig:
+        """The law of the draws."""
+        return self._config.explore
+
+    @property
     def is_exploring(self) -> bool:
         """Whether requests explore now: the config has a share for it, and nobody has pulled the plug."""
         return self._config.explore.share > 0 and self._elapsed_s() < self.explore_until_s

@@ -73,8 +73,8 @@ class Lanes:
     """None: the production weights."""
     trial: ReadyVersion | None = None
     """A newer version that serves a share of the requests; None: nothing is on trial."""
-    share: float = 0.0
-    """The share of `trial`."""
+    share: float = 1.0
+    """Share of the requests that the newest version serves; below 1 while there is a `trial`."""
 
     @property
     def version(self) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 from utility_blender.exceptions import BlenderVersionError
 
-REASONS = ("missing", "hash", "format", "schema", "policy")
-"""Why a version is not served: not in the store, torn, no version, of another schema, weights that are no policy."""
+REASONS = ("missing", "hash", "format", "schema", "policy", "denied")
+"""Why a version is not served: not in the store, torn, no version, of another schema, no policy, rolled back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
