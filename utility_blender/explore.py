@@ -93,27 +93,3 @@ def log_density(weights_T: NDArray[np.float64], center_T: NDArray[np.float64], c
     log_kept = math.log(math.erf(config.truncate / math.sqrt(2.0)))  # P(|e| <= truncate), 0.9545 at 2
     per_task_T = -np.log(config.tau * np.abs(weights_T) * math.sqrt(2.0 * math.pi)) - jitter_T**2 / 2.0 - log_kept
     return float(per_task_T.sum())
-
-
-def redraw(
-    center_NT: NDArray[np.float64],
-    is_drawn_NT: NDArray[np.bool_],
-    tau_N: NDArray[np.float64],
-    truncate_N: NDArray[np.float64],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns two fresh draws of the lognormal law for each of N requests, weights_NT with jitter e and with -e.
-
-    Args:
-        center_NT: what each is drawn around.
-        is_drawn_NT: which weights are drawn; the others stay.
-        tau_N: relative size of the jitter.
-        truncate_N: standard deviations beyond which nothing is drawn.
-        rng: the draws.
-    """
-    jitter_NT = rng.standard_normal(center_NT.shape)
-    limit_NT = np.broadcast_to(truncate_N[:, None], center_NT.shape)
-    while (outside_NT := np.abs(jitter_NT) > limit_NT).any():
-        jitter_NT[outside_NT] = rng.standard_normal(int(outside_NT.sum()))
-    factor_NT = np.exp(tau_N[:, None] * np.where(is_drawn_NT, jitter_NT, 0.0))
-    return center_NT * factor_NT, center_NT / factor_NT
