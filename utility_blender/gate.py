@@ -66,16 +66,17 @@ def _of_group(group: GroupReport, report: OpeReport, config: GateConfig) -> Iter
     at = group.name
     low, high = 1 - config.mean_weight_off, 1 + config.mean_weight_off
     for name, weight in group.mean_weights.items():
-        yield _rule(f"{at}: mean weight, {name}", weight, f"in [{low:.4g}, {high:.4g}]", low <= weight <= high)
+        limit = f"in [{low:.4g}, {high:.4g}], or not further off than its own error"
+        yield _rule(f"{at}: mean weight, {name}", weight.value, limit, weight.low <= high and weight.high >= low)
     yield _at_least(f"{at}: effective share of requests", group.ess, config.min_ess)
     yield _at_most(f"{at}: share of its slates never explored", group.uncovered, config.max_uncovered)
     for name, lift in (("model", group.dm), ("doubly robust", group.dr.value), ("item inclusion", group.item.value)):
         yield _above(f"{at}: lift, {name}", lift)
     yield _above(f"{at}: lower bound of the lift, item inclusion", group.item.low)
     yield _above(f"{at}: lower bound of the lift, doubly robust", group.dr.low)
-    limit, limit_p95 = config.max_angle * group.angle_explored, config.max_angle_p95 * group.angle_explored
-    yield _at_most(f"{at}: median angle to the centre, degrees", group.angle, limit)
-    yield _at_most(f"{at}: 95th percentile of the angle, degrees", group.angle_p95, limit_p95)
+    most, most_p95 = config.max_angle * group.angle_explored, config.max_angle_p95 * group.angle_explored
+    yield _at_most(f"{at}: median angle to the centre, degrees", group.angle, most)
+    yield _at_most(f"{at}: 95th percentile of the angle, degrees", group.angle_p95, most_p95)
     if group.static_mean is None:
         yield Rule(f"{at}: lift over its own mean weights", None, "above 0", "not judged")
     else:

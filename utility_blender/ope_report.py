@@ -42,7 +42,7 @@ class GroupReport:
     """Lift by the kernel, self-normalised: it hides missing support."""
     static_mean: Interval | None
     """Lift over the mean of the policy's own weights, by item inclusion; None where the policy is constant."""
-    mean_weights: Mapping[str, float]
+    mean_weights: Mapping[str, Interval]
     """Mean importance weight by `item`, `kernel`, `item_center`, `kernel_center`: 1 where all is well."""
     ess: float
     """Effective share of the requests under the kernel's weights."""

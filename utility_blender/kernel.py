@@ -1,0 +1,66 @@
+"""A kernel on directions: requests whose drawn weights point nearly where the policy's do count for it.
+
+    d_i = 1 - cos(r_i, w(x_i)),   K_h(d) = exp(-d / h),   omega_i = K_h(d_i) / m_i,   m_i = mean of K_h over fresh draws
+
+Rankings depend on the direction of the weights only, so that is where nearness is measured. Kernels for continuous
+actions: Kallus and Zhou (2018); the normalisation by fresh draws of the logged law and the choice of h are ours.
+
+Shape letters: N requests, M draws, T tasks, H bandwidths.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utility_blender.contexts import Floats
+from utility_blender.gate_config import MIN_KERNEL_DRAWS
+
+BANDWIDTHS = (0.005, 0.01, 0.02, 0.05)
+
+
+def distance(a_NT: Floats, b_NT: Floats) -> Floats:
+    """Returns `1 - cos` of the angle between weights, distance_N (or of any shape before T).
+
+    >>> distance(np.array([[1.0, 0.0]]), np.array([[3.0, 0.0]]))
+    array([0.])
+    """
+    length_N = np.linalg.norm(a_NT, axis=-1) * np.linalg.norm(b_NT, axis=-1)
+    distance_N: Floats = 1.0 - (a_NT * b_NT).sum(axis=-1) / length_N
+    return distance_N
+
+
+def angles(a_NT: Floats, b_NT: Floats) -> Floats:
+    """Returns the angle between weights, degrees_N."""
+    degrees_N: Floats = np.degrees(np.arccos(np.clip(1.0 - distance(a_NT, b_NT), -1.0, 1.0)))
+    return degrees_N
+
+
+def allowed_bandwidths(explored_N: Floats) -> tuple[float, ...]:
+    """Returns the bandwidths up to the mean distance of drawn from central weights, `explored_N`.
+
+    A wider kernel counts all draws alike and shrinks every lift to 0. Where all are too wide: that mean itself.
+    """
+    widest = float(explored_N.mean())
+    return tuple(h for h in BANDWIDTHS if h <= widest) or (widest,)
+
+
+def kernel_means(weights_NT: Floats, draws_NMT: Floats, bandwidths: Sequence[float]) -> Floats:
+    """Returns m, the mean of the kernel over the draws, mean_NH.
+
+    Raises:
+        ValueError: fewer than 400 draws; weights would be biased upwards.
+    """
+    if draws_NMT.shape[1] < MIN_KERNEL_DRAWS:
+        raise ValueError(f"kernel_draws: {draws_NMT.shape[1]} is not allowed; at least {MIN_KERNEL_DRAWS}")
+    distance_NM = distance(draws_NMT, weights_NT[:, None, :])
+    means_NH: Floats = np.stack([np.exp(-distance_NM / h).mean(axis=1) for h in bandwidths], axis=1)
+    return means_NH
+
+
+def kernel_weights(weights_NT: Floats, drawn_NT: Floats, means_NH: Floats, bandwidths: Sequence[float]) -> Floats:
+    """Returns the importance weight of each logged draw under each bandwidth, omega_NH."""
+    distance_N1 = distance(drawn_NT, weights_NT)[:, None]
+    log_NH = -distance_N1 / np.array(bandwidths)
+    # Where the kernel is 0 for all draws there is no support; its own weight then is 0 as well, and shows in the mean.
+    omega_NH: Floats = np.divide(np.exp(log_NH), means_NH, out=np.zeros_like(means_NH), where=means_NH > 0)
+    return omega_NH
