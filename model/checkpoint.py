@@ -65,6 +65,8 @@ class CheckpointManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What of the configuration the weights cannot do without (`model.compatibility`)."""
     learner_meta: dict[str, Any]
     counters: dict[str, int]
+    rollback_epoch: int = 0
+    """Epoch of the last rollback that these weights are behind; 0 for none."""
     files: dict[str, tuple[int, str]] = {}
     """Name -> length in bytes, SHA-256; filled in by `save_checkpoint`."""
 

@@ -9,12 +9,16 @@ The order of a publish, here and in `model.store_redis`:
 
 A crash between any two of them leaves the pointer on the version before. Keys carry version and epoch and are written
 once, so a paused old trainer that wakes up cannot overwrite what a newer one has published.
+
+Two lanes follow one chain of versions. `canary` serves the newest promoted version; `stable` serves the newest released
+one, which is the same unless promotions hold it back. A rollback moves both to a copy of an older full version under a
+new number and a new epoch, and denies for good what lies between (`model.rollback`).
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -23,9 +27,12 @@ from model.exceptions import (
     SnapshotGapError,
     SnapshotMissingError,
     StaleEpochError,
+    StoreError,
 )
+from model.gate_report import Finding
 from model.snapshot import Manifest, SnapshotKind
 
+Lane = Literal["stable", "canary"]
 FIRST_ANNOUNCEMENT = "0-0"
 """Asks for every announcement the store still holds."""
 
@@ -43,6 +50,28 @@ class Rejection(msgspec.Struct, frozen=True):
 
     manifest: Manifest
     reason: str
+    findings: list[Finding] = []
+    """What each check of the gate said."""
+
+
+class Rollback(msgspec.Struct, frozen=True, kw_only=True):
+    """One move of the pointer back to older weights."""
+
+    version: int
+    """The new number of the old weights."""
+    target: int
+    """The full version they were published as before."""
+    denied: list[int]
+    """Versions that were live and must never serve, teach or be a base again."""
+    epoch: int
+    """Of the new version: whoever publishes with an earlier one is overtaken."""
+    reason: str
+    at_ms: int
+    """Processing time."""
+    quarantine: dict[int, tuple[int, int]] = {}
+    """Per partition of `examples`, offsets [from, to) that the trainer skips and counts."""
+    hold: bool = False
+    """Whether the trainer looks at what follows without learning it, until its gate finds the data in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +80,10 @@ class StoreConfig:
 
     prefix: str = "freshrank:model"
     """In front of every key, so that several runs can share a Redis."""
-    keep_fulls: int = 3
-    """Full snapshots kept, each with the deltas after it; at least 1."""
+    keep_fulls: int = 5
+    """Full snapshots kept, each with the deltas after it: how far a rollback can go; at least 1."""
     keep_rejected: int = 20
-    """Rejected versions kept for inspection; at least 1."""
+    """Rejected versions kept for inspection, and rollbacks; at least 1."""
     keep_announcements: int = 1_000
     """Announcements kept (about); at least 1."""
     candidate_ttl_s: int = 86_400
@@ -88,8 +117,11 @@ class SnapshotStore(Protocol):
     def put(self, manifest: Manifest, payload: bytes) -> None:
         """Steps 1 and 2: writes the payload, then the manifest. Nobody is told."""
 
-    def promote(self, manifest: Manifest) -> bool:
+    def promote(self, manifest: Manifest, *, release: bool = True) -> bool:
         """Step 4: moves the pointer to a version that was put, and announces it. False if it was there already.
+
+        With `release` the stable lane follows at once; without, `release` moves it later. The first version of all is
+        released in any case.
 
         Raises:
             StaleEpochError: a higher epoch has been given out.
@@ -98,14 +130,45 @@ class SnapshotStore(Protocol):
             SnapshotMissingError: its payload or manifest is not in the store.
         """
 
-    def reject(self, manifest: Manifest, reason: str) -> None:
+    def release(self, version: int, epoch: int) -> bool:
+        """Moves the stable lane forward to a version that was promoted, and announces it. False if it is not kept, not
+        after the one released, or denied.
+
+        Raises:
+            StaleEpochError: a higher epoch than `epoch` has been given out.
+        """
+
+    def roll_back(self, manifest: Manifest, rollback: Rollback) -> None:
+        """Moves both lanes to a full version that was put, denies `rollback.denied`, keeps the record, announces it.
+
+        Raises:
+            StaleEpochError, PointerOrderError, SnapshotMissingError: as `promote`; nothing has changed then.
+        """
+
+    def rollbacks(self) -> list[Rollback]:
+        """Returns the rollbacks still kept, newest first."""
+
+    def denied(self) -> set[int]:
+        """Returns every version that was rolled back."""
+
+    def last_version(self) -> int:
+        """Returns the highest version number ever put, live or not; 0 before the first."""
+
+    def reject(self, manifest: Manifest, reason: str, findings: Sequence[Finding] = ()) -> None:
         """Instead of step 4: keeps a version that failed its gate for inspection."""
 
     def rejected(self) -> list[Rejection]:
         """Returns the rejected versions still kept, newest first."""
 
-    def pointer(self) -> Manifest | None:
-        """Returns the live version; None before the first."""
+    def rejected_payload(self, manifest: Manifest) -> bytes:
+        """Returns the payload of a rejected version.
+
+        Raises:
+            SnapshotMissingError: it is not kept any more.
+        """
+
+    def pointer(self, lane: Lane = "canary") -> Manifest | None:
+        """Returns the version that a lane serves; None before the first. The trainer builds on `canary`, the newest."""
 
     def versions(self) -> list[int]:
         """Returns the versions that were live and are still kept, rising."""
@@ -113,8 +176,8 @@ class SnapshotStore(Protocol):
     def manifest(self, version: int) -> Manifest | None:
         """Returns the manifest of a version that was live; None if it is not kept."""
 
-    def latest_full(self) -> Manifest | None:
-        """Returns the newest full version that was live; None before the first."""
+    def latest_full(self, lane: Lane = "canary") -> Manifest | None:
+        """Returns the newest full version that a lane may serve; None before the first. Never a denied one."""
 
     def payload(self, version: int) -> bytes:
         """Returns the payload of a version that was live.
@@ -149,14 +212,21 @@ def chain_to(store: SnapshotStore, target: Manifest, held: Manifest | None = Non
     return chain[::-1]
 
 
-def retired_versions(live: list[tuple[int, SnapshotKind]], keep_fulls: int) -> list[int]:
+def retired_versions(
+    live: list[tuple[int, SnapshotKind]], keep_fulls: int, released: int, denied: Collection[int] = ()
+) -> list[int]:
     """Returns which of the versions (rising) go: all before the oldest of the last `keep_fulls` full ones.
 
-    >>> retired_versions([(1, "full"), (2, "delta"), (3, "full"), (4, "delta")], keep_fulls=1)
+    Denied ones are none of those. What the stable lane needs to reach its `released` version stays.
+
+    >>> retired_versions([(1, "full"), (2, "delta"), (3, "full"), (4, "delta")], keep_fulls=1, released=4)
     [1, 2]
+    >>> retired_versions([(1, "full"), (2, "delta"), (3, "full"), (4, "delta")], keep_fulls=1, released=2)
+    []
     """
-    fulls = [version for version, kind in live if kind == "full"]
+    fulls = [version for version, kind in live if kind == "full" and version not in denied]
     oldest_kept = fulls[-keep_fulls] if len(fulls) >= keep_fulls else 0
+    oldest_kept = min(oldest_kept, max((version for version in fulls if version <= released), default=0))
     return [version for version, _ in live if version < oldest_kept]
 
 
@@ -170,7 +240,7 @@ class MemorySnapshotStore:
     def __init__(self, config: StoreConfig | None = None, on_step: Callable[[str], None] | None = None) -> None:
         self._config = config or StoreConfig()
         self._on_step = on_step or (lambda step: None)
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock is re-entrant
         self._epoch = 0
         self._payloads: dict[tuple[int, int], bytes] = {}
         self._manifests: dict[tuple[int, int], Manifest] = {}
@@ -178,6 +248,10 @@ class MemorySnapshotStore:
         self._announced: list[Announcement] = []
         self._num_announced = 0
         self._rejected: list[Rejection] = []
+        self._released: tuple[int, int] | None = None
+        self._rollbacks: list[Rollback] = []
+        self._denied: set[int] = set()
+        self._last_version = 0
 
     def next_epoch(self) -> int:
         """See `SnapshotStore.next_epoch`."""
@@ -194,8 +268,9 @@ class MemorySnapshotStore:
         self._on_step("manifest")
         with self._changed:
             self._manifests[key] = manifest
+            self._last_version = max(self._last_version, manifest.version)
 
-    def promote(self, manifest: Manifest) -> bool:
+    def promote(self, manifest: Manifest, *, release: bool = True) -> bool:
         """See `SnapshotStore.promote`."""
         self._on_step("pointer")
         key = (manifest.version, manifest.epoch)
@@ -213,23 +288,70 @@ class MemorySnapshotStore:
                 raise base_gap(manifest, live_version)
             self._epoch = manifest.epoch
             self._live[manifest.version] = manifest.epoch
-            self._num_announced += 1
-            self._announced.append(Announcement(f"{self._num_announced}-0", manifest.version, manifest.kind))
-            del self._announced[: -self._config.keep_announcements]
-            self._retire()
-            self._changed.notify_all()
+            if release or self._released is None:
+                self._released = key
+            self._announce(manifest)
             return True
+
+    def _announce(self, manifest: Manifest) -> None:
+        self._num_announced += 1
+        self._announced.append(Announcement(f"{self._num_announced}-0", manifest.version, manifest.kind))
+        del self._announced[: -self._config.keep_announcements]
+        self._retire()
+        self._changed.notify_all()
+
+    def release(self, version: int, epoch: int) -> bool:
+        """See `SnapshotStore.release`."""
+        with self._changed:
+            key = (version, self._live.get(version, -1))
+            if key not in self._manifests:
+                return False
+            if epoch < self._epoch:
+                raise stale_epoch(self._manifests[key], self._epoch, epoch)
+            if version in self._denied or (self._released is not None and version <= self._released[0]):
+                return False
+            self._released = key
+            self._announce(self._manifests[key])
+            return True
+
+    def roll_back(self, manifest: Manifest, rollback: Rollback) -> None:
+        """See `SnapshotStore.roll_back`."""
+        with self._changed:
+            before, self._denied = self._denied, self._denied | set(rollback.denied)
+            try:
+                self.promote(manifest)
+            except StoreError:
+                self._denied = before
+                raise
+            self._rollbacks.insert(0, rollback)
+            del self._rollbacks[self._config.keep_rejected :]
+
+    def rollbacks(self) -> list[Rollback]:
+        """See `SnapshotStore.rollbacks`."""
+        with self._changed:
+            return list(self._rollbacks)
+
+    def denied(self) -> set[int]:
+        """See `SnapshotStore.denied`."""
+        with self._changed:
+            return set(self._denied)
+
+    def last_version(self) -> int:
+        """See `SnapshotStore.last_version`."""
+        with self._changed:
+            return self._last_version
 
     def _retire(self) -> None:
         kinds = [(version, self._manifests[version, epoch].kind) for version, epoch in self._live.items()]
-        for version in retired_versions(kinds, self._config.keep_fulls):
+        released = self._released[0] if self._released is not None else 0
+        for version in retired_versions(kinds, self._config.keep_fulls, released, self._denied):
             key = (version, self._live.pop(version))
             del self._payloads[key], self._manifests[key]
 
-    def reject(self, manifest: Manifest, reason: str) -> None:
+    def reject(self, manifest: Manifest, reason: str, findings: Sequence[Finding] = ()) -> None:
         """See `SnapshotStore.reject`."""
         with self._changed:
-            self._rejected.insert(0, Rejection(manifest, reason))
+            self._rejected.insert(0, Rejection(manifest, reason, list(findings)))
             for dropped in self._rejected[self._config.keep_rejected :]:
                 key = (dropped.manifest.version, dropped.manifest.epoch)
                 self._payloads.pop(key, None)
@@ -241,9 +363,19 @@ class MemorySnapshotStore:
         with self._changed:
             return list(self._rejected)
 
-    def pointer(self) -> Manifest | None:
+    def rejected_payload(self, manifest: Manifest) -> bytes:
+        """See `SnapshotStore.rejected_payload`."""
+        with self._changed:
+            payload = self._payloads.get((manifest.version, manifest.epoch))
+        if payload is None:
+            raise missing(manifest.version)
+        return payload
+
+    def pointer(self, lane: Lane = "canary") -> Manifest | None:
         """See `SnapshotStore.pointer`."""
         with self._changed:
+            if lane == "stable":
+                return self._manifests[self._released] if self._released is not None else None
             return self._manifests[next(reversed(self._live.items()))] if self._live else None
 
     def versions(self) -> list[int]:
@@ -256,11 +388,12 @@ class MemorySnapshotStore:
         with self._changed:
             return self._manifests.get((version, self._live.get(version, -1)))
 
-    def latest_full(self) -> Manifest | None:
+    def latest_full(self, lane: Lane = "canary") -> Manifest | None:
         """See `SnapshotStore.latest_full`."""
         with self._changed:
+            limit = self._released[0] if lane == "stable" and self._released is not None else self._last_version
             for key in reversed(self._live.items()):
-                if self._manifests[key].kind == "full":
+                if self._manifests[key].kind == "full" and key[0] <= limit and key[0] not in self._denied:
                     return self._manifests[key]
             return None
 
@@ -287,11 +420,11 @@ def _rank(announcement_id: str) -> int:
     return int(announcement_id.partition("-")[0])
 
 
-def stale_epoch(manifest: Manifest, held: int) -> StaleEpochError:
-    """Returns the error every store raises for a trainer that was overtaken."""
+def stale_epoch(manifest: Manifest, held: int, own: int | None = None) -> StaleEpochError:
+    """Returns the error every store raises for a trainer that was overtaken, whose `own` epoch may be another one."""
     return StaleEpochError(
         f"another trainer publishes model {manifest.model} with epoch {held}; "
-        f"this one holds epoch {manifest.epoch} and must stop"
+        f"this one holds epoch {manifest.epoch if own is None else own} and must stop"
     )
 
 

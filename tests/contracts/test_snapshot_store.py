@@ -16,6 +16,8 @@ from model.exceptions import (
     StaleEpochError,
     StoreUnavailableError,
 )
+from model.gate_report import Finding
+from model.rollback import roll_back_to
 from model.snapshot import Manifest, SnapshotKind, payload_sha256
 from model.store import FIRST_ANNOUNCEMENT, MemorySnapshotStore, SnapshotStore, StoreConfig, chain_to
 from model.store_redis import RedisSnapshotStore
@@ -246,6 +248,81 @@ def test_a_broken_chain_is_a_gap(store: SnapshotStore) -> None:
         chain_to(store, orphan)
 
 
+def roll_back(store: SnapshotStore, target: int, *, now: int) -> Manifest:
+    return roll_back_to(store, target, reason="worse than before", now_ms=now)
+
+
+def test_a_rollback_is_an_old_full_version_under_a_new_number_and_epoch(open_store: OpenStore) -> None:
+    trainer, ranker = open_store(CONFIG), open_store(CONFIG)
+    epoch = trainer.next_epoch()
+    publish(trainer, 1, epoch=epoch)
+    publish(trainer, 2, "delta", base=1, epoch=epoch)
+    publish(trainer, 3, epoch=epoch)
+    candidate, payload = snapshot(6, "delta", base=3, epoch=epoch)
+    trainer.put(candidate, payload)  # never promoted; its number is taken all the same
+    back = roll_back(trainer, 1, now=77)
+    assert (back.version, back.kind, back.created_ms) == (7, "full", 77)
+    assert back.epoch > epoch
+    assert ranker.pointer() == ranker.pointer("stable") == ranker.latest_full() == back
+    assert ranker.payload(7) == snapshot(1, epoch=epoch)[1]
+    assert ranker.denied() == {2, 3}
+    [record] = ranker.rollbacks()
+    assert (record.version, record.target, record.denied, record.epoch) == (7, 1, [2, 3], back.epoch)
+    assert (record.reason, record.at_ms) == ("worse than before", 77)
+    assert ranker.announcements(FIRST_ANNOUNCEMENT, 1)[-1].version == 7
+    with pytest.raises(StaleEpochError):
+        trainer.promote(candidate)
+    assert ranker.pointer() == back
+
+
+def test_versions_that_were_denied_are_no_target_and_never_healed_from(store: SnapshotStore) -> None:
+    epoch = store.next_epoch()
+    for version in (1, 2, 3):
+        publish(store, version, epoch=epoch)
+    roll_back(store, 2, now=1)
+    with pytest.raises(SnapshotMissingError, match="version 3 was rolled back; full versions that are kept: 2, 4"):
+        roll_back(store, 3, now=2)
+    assert store.denied() == {3}
+    with pytest.raises(SnapshotMissingError, match="version 9 is not kept as a full one"):
+        roll_back(store, 9, now=2)
+
+
+def test_the_stable_lane_follows_when_it_is_released(open_store: OpenStore) -> None:
+    store = open_store(replace(CONFIG, keep_fulls=1))
+    epoch = store.next_epoch()
+    for version, kind, base in ((1, "full", 0), (2, "delta", 1), (3, "delta", 2), (4, "full", 0)):
+        manifest, payload = snapshot(version, "full" if kind == "full" else "delta", base, epoch)
+        store.put(manifest, payload)
+        store.promote(manifest, release=False)
+    stable = store.pointer("stable")
+    assert stable is not None and stable.version == 1, "the first version of all is released at once"
+    assert store.versions() == [1, 2, 3, 4], "what the stable lane needs stays, beyond keep_fulls too"
+    assert [store.release(3, epoch), store.release(2, epoch), store.release(9, epoch)] == [True, False, False]
+    held = store.pointer("stable")
+    assert held is not None and held.version == 3
+    assert [manifest.version for manifest in chain_to(store, held, stable)] == [2, 3]
+    heal, newest = store.latest_full("stable"), store.pointer()
+    assert heal is not None and newest is not None and (heal.version, newest.version) == (1, 4)
+    later = store.next_epoch()
+    with pytest.raises(StaleEpochError, match=f"this one holds epoch {epoch} and must stop"):
+        store.release(4, epoch)
+    assert store.release(4, later)
+    publish(store, 5, epoch=later)
+    assert store.versions() == [5]
+
+
+def test_a_rejected_version_keeps_its_findings_and_its_payload(store: SnapshotStore) -> None:
+    manifest, payload = snapshot(1, epoch=store.next_epoch())
+    store.put(manifest, payload)
+    findings = [Finding(check="psi", state="block", text="moved")]
+    store.reject(manifest, "psi: moved", findings)
+    assert store.rejected()[0].findings == findings
+    assert store.rejected_payload(manifest) == payload
+    assert store.last_version() == 1
+    with pytest.raises(SnapshotMissingError):
+        store.rejected_payload(snapshot(2)[0])
+
+
 @pytest.mark.integration
 def test_only_live_versions_never_expire(redis_server: str) -> None:
     config = replace(CONFIG, prefix="test:expiry", keep_fulls=1, candidate_ttl_s=500, retired_ttl_s=50)
@@ -291,6 +368,12 @@ def test_a_redis_that_is_gone_is_one_error_class(free_port: Callable[[], int]) -
         store.versions,
         store.latest_full,
         store.rejected,
+        store.rollbacks,
+        store.denied,
+        store.last_version,
+        lambda: store.release(1, 1),
+        lambda: store.rejected_payload(manifest),
+        lambda: store.pointer("stable"),
         lambda: store.put(manifest, payload),
         lambda: store.promote(manifest),
         lambda: store.reject(manifest, "reason"),
