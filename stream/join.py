@@ -168,7 +168,7 @@ class JoinCore:
         self._tasks = tuple(schema.tasks)
         self._tasks_of_action = self._timeline.tasks_of_action
         self._outcome_window_ms = config.outcome_window_ms
-        # What is due next for a slate: its stage number `stage`, or, after the last, to be forgotten.
+        # When what is due next for a slate is: its stage number `stage`, or, after the last, to be forgotten.
         plain_ms, explored_ms = self._timeline.edges_ms, self._timeline.explored_edges_ms
         self._due_after_ms = [*plain_ms, plain_ms[-1] + config.duplicate_ms]
         self._explored_due_after_ms = [*explored_ms, explored_ms[-1] + config.duplicate_ms]
@@ -213,11 +213,12 @@ class JoinCore:
                 counters.impression_duplicate += 1
                 counters.impression_conflict += _differ(known.impression, impression)
             return []
-        slate = Slate(impression, offset, self._new_tally(impression))
-        due_after_ms = self._due_of(slate)
+        tally = None if self._outcome_window_ms is None else self._new_tally(impression)
+        due_after_ms = self._due_after_ms if tally is None else self._explored_due_after_ms
         if has_passed(self._watermark_ms, slate_ms + due_after_ms[-1]):
             counters.impression_late += is_new
             return []
+        slate = Slate(impression, offset, tally)
         emissions: list[Emission] = []
         if has_passed(self._watermark_ms, slate_ms + due_after_ms[-2]):
             # Only a tombstone: it must shadow a copy of itself that is dated a little later and would not be late.
@@ -226,7 +227,7 @@ class JoinCore:
         elif is_new:
             counters.slates += 1
             counters.items += len(impression.items.id)
-            if slate.tally is not None:
+            if tally is not None:
                 counters.explored += 1
             elif self._outcome_window_ms is not None:
                 counters.explored_incomplete += is_explored(impression)
@@ -234,12 +235,12 @@ class JoinCore:
                 self._emit(emissions, slate, self._timeline.at_once(len(impression.items.id)), slate_ms)
         else:
             # What was closed at the last commit is in the log: feedback read only since then must not reopen it.
-            self._settle(slate, emissions)
+            self._settle(slate, due_after_ms, emissions)
         for held in self._state.claim(impression.request_id):
             if not self._judge(held, slate, emissions):
                 self._state.feedback_needed.remove(held.offset)
         if has_passed(self._watermark_ms, slate_ms + due_after_ms[0]):
-            self._settle(slate, emissions)
+            self._settle(slate, due_after_ms, emissions)
         self._state.add(slate, slate_ms + due_after_ms[slate.stage])
         return emissions
 
@@ -289,11 +290,11 @@ class JoinCore:
         """Does everything that the watermark has made due."""
         watermark_ms = self._watermark_ms
         for slate in self._state.take_due(watermark_ms):
-            due_after_ms = self._due_of(slate)
+            due_after_ms = self._due_after_ms if slate.tally is None else self._explored_due_after_ms
             if slate.stage == len(due_after_ms) - 1:
                 self._state.forget(slate)
                 continue
-            self._settle(slate, emissions)
+            self._settle(slate, due_after_ms, emissions)
             self._state.put_back(slate, slate.impression.ts + due_after_ms[slate.stage])
         for held in self._state.take_expired(watermark_ms):
             self._count_unmatched(held)
@@ -408,10 +409,9 @@ class JoinCore:
             name = "feedback_duplicate" if is_again and meaning != _POSITIVE else _COUNTER[meaning]
             setattr(self.counters, name, getattr(self.counters, name) + 1)
 
-    def _settle(self, slate: Slate, emissions: list[Emission]) -> None:
+    def _settle(self, slate: Slate, due_after_ms: Sequence[int], emissions: list[Emission]) -> None:
         """Takes a slate past every stage whose edge the watermark has passed."""
-        slate_ms, due_after_ms = slate.impression.ts, self._due_of(slate)
-        last = len(due_after_ms) - 1
+        slate_ms, last = slate.impression.ts, len(due_after_ms) - 1
         while slate.stage < last and has_passed(self._watermark_ms, slate_ms + due_after_ms[slate.stage]):
             self._pass_stage(slate, slate_ms + due_after_ms[slate.stage], emissions)
         if slate.stage == last and slate.held is not None:
@@ -460,15 +460,9 @@ class JoinCore:
             return slate.impression.ts
         return slate.impression.ts + self._due_after_ms[task.look_stage]
 
-    def _due_of(self, slate: Slate) -> list[int]:
-        """Returns when each stage of a slate is over, in ms after it, and at last when to forget it."""
-        return self._due_after_ms if slate.tally is None else self._explored_due_after_ms
-
     def _new_tally(self, impression: Impression) -> Tally | None:
         """Returns where to add up what will come of a slate; None if it is not explored."""
-        if self._outcome_window_ms is None or not is_explored(impression) or not is_complete(impression, self._tasks):
-            return None
-        return Tally()
+        return Tally() if is_explored(impression) and is_complete(impression, self._tasks) else None
 
     def _emit(self, emissions: list[Emission], slate: Slate, output: Output, trigger_ms: int) -> None:
         counters = self.counters
