@@ -106,6 +106,9 @@ OTHERS = (
     MetricRow("freshrank_trainer_table_default_lookups_total", "counter", _FIELD, "Those found without a row yet."),
     MetricRow("freshrank_trainer_table_missing_lookups_total", "counter", _FIELD, "Those that an event left out."),
     MetricRow("freshrank_ranker_version", "gauge", (), "Version being served; 0 before the first."),
+    MetricRow("freshrank_ranker_blender_version", "gauge", (), "Newest weights being served; 0: the config's."),
+    MetricRow("freshrank_ranker_blender_share_ratio", "gauge", (), "Share of the requests that they serve."),
+    MetricRow("freshrank_ranker_exploring", "gauge", (), "1 while requests explore, 0 while none may."),
     MetricRow("freshrank_ranker_model_age_seconds", "gauge", (), "Now minus the watermark of the version served."),
     MetricRow(
         "freshrank_ranker_freshness_seconds",

@@ -38,15 +38,25 @@ def rank(run: RunConfig) -> None:
 
     from freshrank.metrics import exposition, registry
     from model.store_redis import RedisSnapshotStore
+    from ranker.blender_follow import BlenderFollower, BlenderWatcher
     from ranker.exceptions import PortTakenError
     from ranker.server import HttpServer
     from ranker.service import create_app
     from ranker.watcher import SnapshotWatcher
+    from utility_blender.store_redis import RedisBlenderStore
 
     torch.set_num_threads(1)  # one request is too small to be worth splitting, and the cores have other work
     store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
     ranker = build_ranker(run, store)
     watcher = SnapshotWatcher(store, ranker.follower, run.ranker.watcher, ranker.stats)
+    blender_store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
+    blender_follower = BlenderFollower(
+        blender_store,
+        ranker.blender,
+        ranker.stats,
+        schema_hash=run.schema.schema_hash(),
+        elapsed_s=ranker.elapsed_s,
+    )
     own = registry("ranker", lambda: readings(ranker))
     app = create_app(
         ranker,
@@ -54,6 +64,7 @@ def rank(run: RunConfig) -> None:
         run.ranker.limits,
         metrics_text=lambda: exposition(own)[0],
         version=version("freshrank"),
+        blender_watcher=BlenderWatcher(blender_follower, ranker.stats),
     )
     try:
         server = HttpServer(app, run.ranker.server)
@@ -62,6 +73,7 @@ def rank(run: RunConfig) -> None:
     _logger.info("Ranking is served. url=http://%s:%s/", server.host, server.port)
     server.run()
     store.close()
+    blender_store.close()
     _logger.info("Stopped after the last answer. requests=%s", ranker.stats.requests)
 
 
@@ -105,6 +117,9 @@ def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
     yield Reading("freshrank_ranker_delivery_failures_total", ranker.log.num_failed)
     model = ranker.model()
     yield Reading("freshrank_ranker_version", model.version)
+    yield Reading("freshrank_ranker_blender_version", model.blender)
+    yield Reading("freshrank_ranker_blender_share_ratio", model.blender_share)
+    yield Reading("freshrank_ranker_exploring", model.exploring)
     if model.model_age_ms is not None:
         yield Reading("freshrank_ranker_model_age_seconds", model.model_age_ms / 1_000)
     if model.freshness.p50_ms is not None and model.freshness.p99_ms is not None:

@@ -19,6 +19,7 @@ from utility_blender.learn_config import LearnConfig
 from utility_blender.policy import Policy
 from utility_blender.reward import RewardConfig
 from utility_blender.serving import Fallback, Lanes, ReadyVersion, made_ready
+from utility_blender.store import BlenderStoreConfig
 from utility_blender.version import BlenderVersion
 
 DEFAULT = "default"
@@ -47,6 +48,8 @@ class BlenderConfig:
     """What learned weights must prove before they serve."""
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
     """What learned weights may not do, whatever they say."""
+    store: BlenderStoreConfig = field(default_factory=BlenderStoreConfig)
+    """Where learned weights and the switch of exploration are kept."""
 
     def __post_init__(self) -> None:
         for scenario, weights in self.weights.items():
