@@ -190,7 +190,7 @@ class Blender:
         return self._config.explore.share > 0 and self._elapsed_s() < self.explore_until_s
 
     def _learned(self, version: ReadyVersion, scenario: str, features: Features, *, is_on_trial: bool) -> Draw:
-        weights = version.weights(scenario, self._columns(features), self._config.bounds, self._elapsed_s)
+        weights = version.weights(scenario, self._columns(features), self._config.bounds.budget_ms, self._elapsed_s)
         if isinstance(weights, str):
             return replace(self._production[scenario], is_on_trial=is_on_trial, fallback=weights)
         return Draw(weights, version.scale[scenario], version.version, is_on_trial=is_on_trial)
@@ -211,7 +211,7 @@ class Blender:
         Raises:
             BlenderVersionError: it is made for other tasks, or gives no finite weights.
         """
-        return made_ready(version, policy, self._weights, self._scale_T, self.tasks)
+        return made_ready(version, policy, self._weights, self._scale_T, self.tasks, self._config.bounds)
 
     @property
     def version(self) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utility_blender.contexts import Floats
-from utility_blender.policy import directions
+from utility_blender.contexts import Contexts, Floats
+from utility_blender.policy import Policy, directions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,20 @@ def bounded(weights_NT: Floats, static_NT: Floats, config: BoundsConfig) -> Floa
     most_NT = np.where(is_alone_NT, np.inf, limit_NT / np.where(is_alone_NT, 1.0, 1 - limit_NT) * others_NT)
     bounded_NT: Floats = np.minimum(kept_NT, most_NT) * np.sign(static_NT)
     return bounded_NT
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """A policy as it is served: within the bounds. What is judged offline should be this, not what is inside."""
+
+    policy: Policy
+    static: Policy
+    """Production weights on the scale of the policy."""
+    config: BoundsConfig
+
+    def weights(self, contexts: Contexts) -> Floats:
+        """See `Policy.weights`; what is not finite inside is not finite here."""
+        return bounded(self.policy.weights(contexts), self.static.weights(contexts), self.config)
 
 
 def is_small_step(weights_NT: Floats, center_NT: Floats, most: float = 2.0) -> bool:

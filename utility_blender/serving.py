@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from utility_blender.bounds import BoundsConfig, bounded
+from utility_blender.bounds import Bounded, BoundsConfig
 from utility_blender.contexts import Contexts, Floats
 from utility_blender.exceptions import BlenderVersionError
-from utility_blender.policy import Policy
+from utility_blender.policy import Policy, StaticPolicy
 from utility_blender.version import BlenderVersion
 
 Fallback = Literal["scenario", "missing", "error", "non_finite", "timeout", "shifted"]
@@ -27,24 +27,19 @@ class ReadyVersion:
 
     version: int
     policy: Policy
-    static: Mapping[str, Floats]
-    """Production weights by scenario on this version's scale: the same rankings as on the config's."""
+    """Within the bounds."""
     scale: Mapping[str, Floats]
     """What one unit of a score is, by scenario; the keys are the scenarios it serves."""
 
     def weights(
-        self,
-        scenario: str,
-        columns: Mapping[str, list[Any]] | None,
-        bounds: BoundsConfig,
-        elapsed_s: Callable[[], float],
+        self, scenario: str, columns: Mapping[str, list[Any]] | None, budget_ms: float, elapsed_s: Callable[[], float]
     ) -> Floats | Fallback:
-        """Returns weights_T within the bounds, or why there are none; never raises.
+        """Returns weights_T, or why there are none; never raises.
 
         Args:
             scenario: Listed scenario of the request.
             columns: Its features by full name, one value each; None: it lacks one.
-            bounds: Limits and time budget.
+            budget_ms: Milliseconds it may take.
             elapsed_s: A clock that never goes back, in seconds.
         """
         if scenario not in self.scale:
@@ -54,13 +49,12 @@ class ReadyVersion:
         start_s = elapsed_s()
         try:
             with np.errstate(all="ignore"):  # what is not finite is told apart below
-                weights_NT = self.policy.weights(Contexts(scenario=[scenario], columns=columns))
-                weights_T: Floats = bounded(weights_NT, self.static[scenario][None, :], bounds)[0]
+                weights_T: Floats = self.policy.weights(Contexts(scenario=[scenario], columns=columns))[0]
         except Exception:  # whatever the policy trips over, the request is answered; the reason is counted
             return "error"
-        if not (np.isfinite(weights_NT).all() and np.isfinite(weights_T).all()):
+        if not np.isfinite(weights_T).all():
             return "non_finite"
-        if (elapsed_s() - start_s) * 1000 > bounds.budget_ms:
+        if (elapsed_s() - start_s) * 1000 > budget_ms:
             return "timeout"
         return weights_T
 
@@ -94,10 +88,19 @@ def made_ready(
     version: BlenderVersion,
     policy: Policy,
     static: Mapping[str, Floats],
-    config_scale_T: Floats,
+    scale_T: Floats,
     tasks: tuple[str, ...],
+    bounds: BoundsConfig,
 ) -> ReadyVersion:
-    """Returns a version that can serve; `static` are the production weights by scenario, on the config's scale.
+    """Returns a version that can serve.
+
+    Args:
+        version: As stored.
+        policy: Its weights.
+        static: Production weights by scenario.
+        scale_T: What one unit of a score is under those.
+        tasks: In the order of the schema.
+        bounds: What its weights may not do.
 
     Raises:
         BlenderVersionError: `schema`: made for other tasks; `policy`: its weights are not T finite numbers.
@@ -105,14 +108,10 @@ def made_ready(
     if version.tasks != tasks:
         raise BlenderVersionError("schema", f"made for tasks {', '.join(version.tasks)}, not {', '.join(tasks)}")
     scale = {name: np.array([version.scale[name][task] for task in tasks]) for name in version.scale if name in static}
-    ready = ReadyVersion(
-        version=version.version,
-        policy=policy,
-        static={name: static[name] * scale_T / config_scale_T for name, scale_T in scale.items()},
-        scale=scale,
-    )
+    same_rankings = StaticPolicy({name: static[name] * scale[name] / scale_T for name in scale})
+    ready = ReadyVersion(version.version, Bounded(policy, same_rankings, bounds), scale)
     for name in scale:
-        weights = ready.weights(name, {}, BoundsConfig(), lambda: 0.0)
+        weights = ready.weights(name, {}, bounds.budget_ms, lambda: 0.0)
         if isinstance(weights, str):
             raise BlenderVersionError("policy", f"version {version.version} has no weights for {name}: {weights}")
     return ready
