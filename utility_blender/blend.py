@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from utility_blender.bounds import BoundsConfig
 from utility_blender.explore import ExploreConfig, draw, request_rng
 from utility_blender.gate_config import GateConfig
+from utility_blender.guard import GuardConfig
 from utility_blender.learn_config import LearnConfig
 from utility_blender.policy import Policy
 from utility_blender.reward import RewardConfig
+from utility_blender.rounds import RoundsConfig
 from utility_blender.serving import Fallback, Lanes, ReadyVersion, made_ready
 from utility_blender.store import BlenderStoreConfig
 from utility_blender.version import BlenderVersion
@@ -46,6 +48,10 @@ class BlenderConfig:
     """How weights are learned from explored requests; off unless `learn.method` names a way."""
     gate: GateConfig = field(default_factory=GateConfig)
     """What learned weights must prove before they serve."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """When exploration ends by itself, and weights in service are taken back."""
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    """How much is learned from at a time, and in which stages it goes into service."""
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
     """What learned weights may not do, whatever they say."""
     store: BlenderStoreConfig = field(default_factory=BlenderStoreConfig)
@@ -100,8 +106,17 @@ class Blender:
         scenarios: Sequence[str],
         config: BlenderConfig,
         elapsed_s: Callable[[], float] = time.perf_counter,
+        busy_s: Callable[[], float] = time.thread_time,
     ) -> None:
-        """Resolves the weights of every scenario; `elapsed_s` is a clock that never goes back.
+        """Resolves the weights of every scenario.
+
+        Args:
+            tasks: In the order of the schema.
+            scenarios: The listed ones.
+            config: Weights, exploration, bounds.
+            elapsed_s: A clock that never goes back, in seconds; for `explore_until_s`.
+            busy_s: The processor time of the thread that asks, in seconds: what the time budget is about. The wall
+                clock would punish learned weights for a machine that is busy with something else.
 
         Raises:
             ValueError: a task without a weight, a name that is no task or scenario, weights that are all zero, or a
@@ -114,6 +129,7 @@ class Blender:
         """By `elapsed_s`: from then on no request explores, until it is put off (see `ranker.blender_follow`)."""
         self._config = config
         self._elapsed_s = elapsed_s
+        self._busy_s = busy_s
         _refuse_unknown("weights", config.weights, (DEFAULT, *scenarios))
         _refuse_unknown("scale", config.scale, tasks)
         _refuse_unknown("explore.excluded_scenarios", config.explore.excluded_scenarios, scenarios)
@@ -190,7 +206,7 @@ class Blender:
         return self._config.explore.share > 0 and self._elapsed_s() < self.explore_until_s
 
     def _learned(self, version: ReadyVersion, scenario: str, features: Features, *, is_on_trial: bool) -> Draw:
-        weights = version.weights(scenario, self._columns(features), self._config.bounds.budget_ms, self._elapsed_s)
+        weights = version.weights(scenario, self._columns(features), self._config.bounds.budget_ms, self._busy_s)
         if isinstance(weights, str):
             return replace(self._production[scenario], is_on_trial=is_on_trial, fallback=weights)
         return Draw(weights, version.scale[scenario], version.version, is_on_trial=is_on_trial)

@@ -21,7 +21,8 @@ class BoundsConfig:
     """Largest share of one task in the sum of all absolute weights, above 0.5, at most 1; where production itself gives
     a task more, its share is the limit."""
     budget_ms: float = 3.0
-    """Milliseconds that computing a request's weights may take, above 0; after that the production weights serve."""
+    """Milliseconds of processor time that the weights of a request may take, above 0; if they take longer, the
+    production weights serve."""
 
     def __post_init__(self) -> None:
         if not self.most >= 1:

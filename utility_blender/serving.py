@@ -32,21 +32,21 @@ class ReadyVersion:
     """What one unit of a score is, by scenario; the keys are the scenarios it serves."""
 
     def weights(
-        self, scenario: str, columns: Mapping[str, list[Any]] | None, budget_ms: float, elapsed_s: Callable[[], float]
+        self, scenario: str, columns: Mapping[str, list[Any]] | None, budget_ms: float, busy_s: Callable[[], float]
     ) -> Floats | Fallback:
         """Returns weights_T, or why there are none; never raises.
 
         Args:
             scenario: Listed scenario of the request.
             columns: Its features by full name, one value each; None: it lacks one.
-            budget_ms: Milliseconds it may take.
-            elapsed_s: A clock that never goes back, in seconds.
+            budget_ms: Milliseconds of `busy_s` it may take.
+            busy_s: The thread's processor time, in seconds.
         """
         if scenario not in self.scale:
             return "scenario"
         if columns is None:
             return "missing"
-        start_s = elapsed_s()
+        start_s = busy_s()
         try:
             with np.errstate(all="ignore"):  # what is not finite is told apart below
                 weights_T: Floats = self.policy.weights(Contexts(scenario=[scenario], columns=columns))[0]
@@ -54,7 +54,7 @@ class ReadyVersion:
             return "error"
         if not np.isfinite(weights_T).all():
             return "non_finite"
-        if (elapsed_s() - start_s) * 1000 > budget_ms:
+        if (busy_s() - start_s) * 1000 > budget_ms:
             return "timeout"
         return weights_T
 

@@ -19,8 +19,14 @@ from ranker.stats import RankerStats
 from stream.codec import EventDecoder, encode
 from stream.schema import Impression, Sequence
 from tests.ranker.given import BLENDER, ITEMS, SCHEMA, Trainer, body
+from tests.utility_blender.some_versions import some_version
 from utility_blender.blend import Blender, BlenderConfig
+from utility_blender.contexts import ContextEncoder
 from utility_blender.explore import ExploreConfig, log_density
+from utility_blender.learn_config import LearnConfig
+from utility_blender.learned import LearnedPolicy, Link, policy_from_dict, policy_to_dict
+from utility_blender.mlp import Mlp
+from utility_blender.serving import Lanes
 
 NOW_MS = 5_000
 SEQUENCE = Sequence(["i3", "i7"], ["click", "order"], [4_000, 1_000])
@@ -142,20 +148,60 @@ def test_an_explored_request_logs_its_draw_its_density_and_all_candidates(live: 
     assert all(item.propensity is None for item in response.items)
 
 
-def test_replaying_the_logged_weights_gives_the_logged_slate(live: LiveModel) -> None:
-    slates = set()
-    for number in range(60):
-        impression = EventDecoder(SCHEMA).impression(encode(ranked(live, EXPLORING, f"r-{number}").impression))
+def learned_blender(share: float = 1.0) -> Blender:
+    """Weights that depend on the device, on a scale of their own, for `home` alone; explored where they are stable."""
+    config = BlenderConfig(weights=BLENDER.weights, explore=EVERYONE, learn=LearnConfig(context=("context.device",)))
+    blender = Blender(TASKS, SCHEMA.scenarios, config, busy_s=lambda: 0.0)
+    encoder = ContextEncoder(scenarios=("home",), values={"context.device": ("ios", "web")}, numbers={})
+    layer = (np.array([[0.1, 0.0], [0.4, -0.3], [-0.4, 0.3]]), np.zeros(2))
+    policy = LearnedPolicy(TASKS, {"home": np.array([0.1, 0.1])}, (Link(encoder, Mlp((layer,))),))
+    version = some_version(scale={"home": {"click": 0.1, "order": 0.02}}, policy=policy_to_dict(policy))
+    ready = blender.made_ready(version, policy_from_dict(version.policy))
+    blender.lanes = Lanes(stable=ready) if share == 1 else Lanes(trial=ready, share=share)
+    return blender
+
+
+@pytest.mark.parametrize("blender", [EXPLORING, learned_blender()], ids=["production", "learned"])
+def test_replaying_the_logged_weights_gives_the_logged_slate(live: LiveModel, blender: Blender) -> None:
+    """Whoever has the log alone can compute every slate again, to the last bit: 100 of 100."""
+    slates, centers = set(), set()
+    for number in range(100):
+        changes = {"context": {"device": ("ios", "web", None)[number % 3]}}
+        impression = EventDecoder(SCHEMA).impression(encode(ranked(live, blender, f"r-{number}", **changes).impression))
         served, rest, shown = impression.served, impression.candidates, impression.items
         assert served is not None and rest is not None
         all_ids = rest.id + shown.id
         scores_NT = np.array([rest.scores[t] + shown.scores[t] for t in TASKS], np.float32).T
-        utility_N = STATIC.utility(scores_NT, np.array([served.weights[task] for task in TASKS]))
+        weights_T, center_T, scale_T = (
+            np.array([by_task[task] for task in TASKS]) for by_task in (served.weights, served.center, served.scale)
+        )
+        utility_N = (scores_NT * (weights_T / scale_T)).sum(axis=1, dtype=np.float64)
         order = order_of(utility_N, all_ids, size=len(shown.id)).tolist()
         assert [all_ids[row] for row in order] == shown.id
         assert utility_N[order].tolist() == shown.utility
+        assert (served.law, served.tau, served.truncate) == ("lognormal", 0.3, 2.0)
+        assert served.log_density == pytest.approx(log_density(weights_T, center_T, EVERYONE))
+        assert (served.blender, served.fallback, served.lane) == (blender.version, "", "")
         slates.add(tuple(shown.id))
+        centers.add(tuple(center_T.tolist()))
     assert len(slates) > 1
+    assert len(centers) == (1 if blender is EXPLORING else 3)
+
+
+def test_what_falls_back_says_so_is_not_explored_and_counts_as_production(live: LiveModel) -> None:
+    response, impression = ranked(live, learned_blender(), scenario="search")
+    served = impression.served
+    assert served is not None
+    assert (served.blender, served.fallback, served.explore, served.center) == (0, "scenario", False, {})
+    assert (response.blender, response.fallback, response.weights) == (0, "scenario", {"click": 1.0, "order": 5.0})
+    assert impression.candidates is None
+
+
+def test_a_request_on_trial_is_marked_in_the_log(live: LiveModel) -> None:
+    blender = learned_blender(share=0.5)
+    blender.explore_until_s = 0.0
+    logged = [ranked(live, blender, f"r-{number}").impression.served for number in range(60)]
+    assert {(one.blender, one.lane) for one in logged if one is not None} == {(0, ""), (1, "canary")}
 
 
 def test_the_same_request_id_gets_the_same_slate(live: LiveModel) -> None:
