@@ -23,6 +23,7 @@ COMMANDS = {
     "train": CommandRow("freshrank.train:train", "Learns from examples and publishes snapshots."),
     "rank": CommandRow("freshrank.rank:rank", "Serves rankings over HTTP with the newest snapshot."),
     "agents": CommandRow("freshrank.agents:agents", "Keeps each user's last actions in Redis."),
+    "blend": CommandRow("freshrank.blend:blend", "Learns the weights of the utility from explored requests."),
     "simulate": CommandRow("freshrank.simulate:simulate", "Acts as the users of a world with known truth."),
     "monitor": CommandRow("freshrank.monitor:monitor", "Serves the live page."),
     "replay": CommandRow(
@@ -45,6 +46,10 @@ COMMANDS = {
     "gates": CommandRow(
         "freshrank.gates:gates",
         "Shows how a trained model's gates use their experts: mean weights, entropies, dead experts, distances of tasks.",  # noqa: E501 - as in its own help
+    ),
+    "churn": CommandRow(
+        "freshrank.churn:churn",
+        "Compares the rankings of two models, OLD and NEW, on the same requests, before and after the blender.",
     ),
     "study": CommandRow("freshrank.study:study", "Measures parts of the product in synthetic worlds with known truth."),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),

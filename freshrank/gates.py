@@ -38,7 +38,7 @@ def gates_of(
     """
     from model.gate_usage import gate_reports
 
-    learner = _restored(schema, model, checkpoint)
+    learner = restored_learner(schema, model, checkpoint)
     batch = _last_rows(learner, schema, messages, num_rows)
     chunks = [batch.take(slice(start, start + CHUNK_ROWS)) for start in range(0, batch.num_rows, CHUNK_ROWS)]
     reports = gate_reports([usage for chunk in chunks for usage in learner.gate_usage(chunk)])
@@ -53,7 +53,12 @@ def gates_of(
     }
 
 
-def _restored(schema: SchemaConfig, model: "ModelConfig", checkpoint: "Checkpoint") -> "Learner":
+def restored_learner(schema: SchemaConfig, model: "ModelConfig", checkpoint: "Checkpoint") -> "Learner":
+    """Returns the learner whose state a checkpoint holds.
+
+    Raises:
+        CheckpointMismatchError: the checkpoint is of another configuration.
+    """
     from model.compatibility import differences, weights_depend_on
     from model.exceptions import CheckpointMismatchError
     from model.learner import Learner
