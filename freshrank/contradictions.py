@@ -36,6 +36,7 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
     may_be_more = run.schema.unknown_scenario == "add" and set(run.sim.scenarios) > set(scenarios)
     if run.monitor.simulator and set(run.sim.scenarios) != set(scenarios) and not may_be_more:
         yield f"sim.scenarios: {', '.join(run.sim.scenarios)} is not what the run lists: {', '.join(scenarios)}"
+    yield from _blender(run)
     if run.monitor.simulator and run.sim.moods and "mood" not in run.schema.features.context:
         yield "sim.moods: needs the feature `mood`; declare it: features.context.mood: categorical"
     ports = [int(address.rpartition(":")[2]) for address in addresses(run.monitor.ranker)]
@@ -46,3 +47,21 @@ def contradictions(run: "RunConfig") -> Iterator[str]:
         if address in owner:
             yield f"monitor.{process}: {address} is taken by {owner[address]}"
         owner[address] = f"monitor.{process}"
+
+
+def _blender(run: "RunConfig") -> Iterator[str]:
+    """Yields what learning the weights lacks."""
+    features = [f"{side}.{name}" for side in ("user", "context") for name in getattr(run.schema.features, side)]
+    for name in run.blender.learn.context:
+        if name not in features:
+            yield f"blender.learn.context: {name} is not allowed; one of {', '.join(features)}"
+    if run.blender.learn.method == "off":
+        return
+    if not any(run.blender.reward.values.values()):
+        yield "blender.reward.values: learning needs to know what actions are worth; give each a number"
+    if not run.blender.explore.share:
+        yield "blender.explore.share: 0 is not allowed where weights are learned; above 0"
+    if run.join.outcome_window_ms is None:
+        yield "join.outcome_window_ms: must be given where weights are learned; it is the window of the reward"
+    if not run.monitor.blender:
+        yield "monitor.blender: must be given where weights are learned, as host:port"

@@ -1,4 +1,4 @@
-"""The topic `examples` as the trainer's source: partitions of its own choice, offsets from its own checkpoint."""
+"""A topic as the trainer's, or the blend worker's, source: all its partitions, offsets from its reader's checkpoint."""
 
 from collections.abc import Collection, Mapping
 
@@ -8,15 +8,15 @@ from stream.log import EXAMPLES, KafkaConfig, Reader, TopicPartition, topic_name
 
 
 class LogExampleSource:
-    """An `ExampleSource` over a `Reader`. Takes all partitions of the topic.
+    """An `ExampleSource` over a `Reader`. Takes all partitions of the topic: `examples`, if no other is named.
 
     Raises:
         LogUnavailableError: the topic does not exist.
     """
 
-    def __init__(self, reader: Reader, kafka: KafkaConfig) -> None:
+    def __init__(self, reader: Reader, kafka: KafkaConfig, topic: str = EXAMPLES) -> None:
         self._reader = reader
-        self._topic = topic_name(kafka, EXAMPLES)
+        self._topic = topic_name(kafka, topic)
         self._num_partitions = reader.num_partitions(self._topic)
         if self._num_partitions == 0:
             raise LogUnavailableError(f"topic {self._topic} does not exist: create it with `freshrank topics create`")

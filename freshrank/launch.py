@@ -18,6 +18,7 @@ COMMANDS = {
     "joiner": ("join", "--instance", "joiner"),
     "trainer": ("train",),
     "agents": ("agents", "--instance", "agents"),
+    "blender": ("blend",),
     "ranker": ("rank",),
     "monitor": ("monitor",),
     "simulator": ("simulate",),
@@ -25,6 +26,12 @@ COMMANDS = {
 """Process and the command it runs, in the order of start; they stop in reverse, so that the last events are learned."""
 CHILD_ENV = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED": "1"}
 """One arithmetic thread each, the processes share the cores; few heap arenas: they cost memory, not time, here."""
+
+
+def commands(run: RunConfig) -> dict[str, tuple[str, ...]]:
+    """Returns the processes of a run: without the blend worker where no weights are learned."""
+    learns = run.blender.learn.method != "off"
+    return {name: command for name, command in COMMANDS.items() if learns or name != "blender"}
 
 
 def check_config(run: RunConfig) -> None:
@@ -54,8 +61,9 @@ def check_ports(run: RunConfig) -> None:
 def listening(run: RunConfig) -> Iterator[tuple[str, str]]:
     """Yields setting and address of every port that our own processes listen on."""
     yield "monitor.port", f"{run.monitor.host}:{run.monitor.port}"
-    for process in ("joiner", "trainer", "agents", "simulator"):
-        yield f"monitor.{process}", addresses(getattr(run.monitor, process))[0]
+    for process in ("joiner", "trainer", "agents", "blender", "simulator"):
+        if process in commands(run):
+            yield f"monitor.{process}", addresses(getattr(run.monitor, process))[0]
     yield "ranker.server.port and monitor.ranker", addresses(run.monitor.ranker)[0]
 
 
@@ -89,7 +97,7 @@ def specs(run: RunConfig) -> list[ChildSpec]:
     """Returns our own processes, in the order of start."""
     return [
         ChildSpec(name=name, argv=python_argv("freshrank.cli", *command, *run.arguments), env=CHILD_ENV)
-        for name, command in COMMANDS.items()
+        for name, command in commands(run).items()
     ]
 
 

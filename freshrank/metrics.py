@@ -128,6 +128,17 @@ OTHERS = (
     ),
     MetricRow("freshrank_ranker_latency_seconds", "histogram", (), "Time to answer a rank request."),
     MetricRow("freshrank_ranker_delivery_failures_total", "counter", (), "Events queued and then given up."),
+    MetricRow("freshrank_blender_version", "gauge", (), "Version of the weights that is pointed to; 0: the config's."),
+    MetricRow("freshrank_blender_share_ratio", "gauge", (), "Share of the requests that version serves."),
+    MetricRow("freshrank_blender_round_requests", "gauge", (), "Explored requests of the present round."),
+    MetricRow("freshrank_blender_round_missing_requests", "gauge", (), "Explored requests until it is learned from."),
+    MetricRow(
+        "freshrank_blender_lift_ratio",
+        "gauge",
+        ("bound",),
+        "Lift of the last candidate over the weights in service, off-policy, as a share of their value; bound is "
+        "`estimate` or `lower` (95 %).",
+    ),
     MetricRow(
         "freshrank_simulator_utility_ratio",
         "gauge",
@@ -147,6 +158,7 @@ COUNTERS: Mapping[str, str] = {
     "joiner": "stream.emission:JoinCounters",
     "trainer": "model.trainer_stats:TrainerStats",
     "ranker": "ranker.stats:RankerStats",
+    "blender": "freshrank.blend_stats:BlendStats",
     "simulator": "sim.loop:SimCounters",
     "agents": "stream.agents:AgentCounters",
 }

@@ -41,6 +41,8 @@ class MonitorConfig:
     """The same for the trainer."""
     agents: str = "127.0.0.1:8613"
     """The same for the agents."""
+    blender: str = ""
+    """The same for the blend worker; empty where there is none."""
     simulator: str = "127.0.0.1:8614"
     """The same for the simulator; empty where there is none."""
     ranker: str = "127.0.0.1:8620"
@@ -71,7 +73,7 @@ class MonitorConfig:
         return named
 
 
-PROCESSES = ("joiner", "trainer", "ranker", "agents", "simulator")
+PROCESSES = ("joiner", "trainer", "ranker", "agents", "blender", "simulator")
 """What a run consists of, beside the monitor."""
 
 

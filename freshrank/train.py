@@ -97,13 +97,15 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def set_aside(producer: "Producer", kafka: "KafkaConfig") -> "Callable[[ExampleMessage, str], None]":
-    """Returns what sends an undecodable message to the topic `dead-letter`."""
+def set_aside(
+    producer: "Producer", kafka: "KafkaConfig", topic: str = "examples"
+) -> "Callable[[ExampleMessage, str], None]":
+    """Returns what sends an undecodable message of a topic to the topic `dead-letter`."""
     from stream.dead_letter import dead_letter
-    from stream.log import DEAD_LETTER, EXAMPLES, Message, topic_name
+    from stream.log import DEAD_LETTER, Message, topic_name
 
     def send(message: "ExampleMessage", error: str) -> None:
-        source = Message(topic_name(kafka, EXAMPLES), message.partition, message.offset, None, message.value)
+        source = Message(topic_name(kafka, topic), message.partition, message.offset, None, message.value)
         letter = dead_letter(source, ValueError(error))
         producer.produce(topic_name(kafka, DEAD_LETTER), letter.key, letter.value, letter.headers)
         producer.poll()
