@@ -11,12 +11,12 @@ from stream.codec import encode
 from stream.emission import JoinCounters
 from stream.join import JoinConfig
 from stream.joiner import Joiner
-from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig, Message, TopicPartition
+from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, OUTCOMES, KafkaConfig, Message, TopicPartition
 from stream.memory_broker import Crash, CrashSchedule, MemoryBroker
 from stream.memory_log import MemoryGroupMember, MemoryProducer, MemoryReader, MemoryTransactionalProducer
 from stream.schema import KINDS, Feedback, Impression, SchemaConfig
 from stream.spill import Spill, SpillConfig
-from tests.stream.oracle import Label
+from tests.stream.oracle import Deeds, Label
 
 GROUP = "join"
 
@@ -42,7 +42,7 @@ class Cluster:
         self.spills: dict[str, Spill] = {}
         """Of each joiner, if any: a folder of its name in the folder of `spill`."""
         self.broker = MemoryBroker(lambda: self.now_ms)
-        for topic in (IMPRESSIONS, FEEDBACK, EXAMPLES, DEAD_LETTER):
+        for topic in (IMPRESSIONS, FEEDBACK, EXAMPLES, OUTCOMES, DEAD_LETTER):
             self.broker.create_topic(topic, num_partitions)
         self.crashes = CrashSchedule()
         self.counted = JoinCounters()
@@ -141,6 +141,21 @@ class Cluster:
     def labels_in_order(self) -> list[Label]:
         """Returns the same, in the order of the log."""
         return [label for message in self.messages(EXAMPLES) for label in labels_in(message.value, self.schema)]
+
+    def outcomes(self) -> Counter[tuple[str, Deeds]]:
+        """Returns what is in the outcomes topic, as a reader with read_committed sees it."""
+        return Counter(outcome for message in self.messages(OUTCOMES) for outcome in outcomes_in(message.value))
+
+
+def outcomes_in(value: bytes) -> list[tuple[str, Deeds]]:
+    """Returns the outcomes of one message, read cell by cell with Arrow alone."""
+    outcomes: list[tuple[str, Deeds]] = []
+    for row in pa.ipc.open_stream(value).read_all().to_pylist():
+        columns = [row[f"action.{name}"] for name in ("position", "name", "value", "first_ts")]
+        deeds = [(row["item_id"][position], *deed) for position, *deed in zip(*columns, strict=True)]
+        assert len(set(deeds)) == len(deeds)
+        outcomes.append((row["request_id"], frozenset(deeds)))
+    return outcomes
 
 
 def labels_in(value: bytes, schema: SchemaConfig) -> list[Label]:

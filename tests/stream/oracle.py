@@ -4,7 +4,9 @@ Holds where no event is late: then neither the order of the topics against each 
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
+from stream.emission import Outcome
 from stream.schema import Feedback, Impression, SchemaConfig
 
 Label = tuple[str, str, str, str, int, int]
@@ -73,3 +75,43 @@ def labels_of(schema: SchemaConfig, impressions: list[Impression], feedback: lis
                     delay_ms = delays[0] if label else -1
                     labels[(impression.request_id, item, name, kind, label, delay_ms)] += 1
     return labels
+
+
+Deeds = frozenset[tuple[str, str, float, int]]
+"""(item, action, sum of the values, earliest event time) of what was done on one slate."""
+
+
+def deeds_on(impression: Impression, feedback: Sequence[Feedback], window_ms: int) -> Deeds:
+    """Returns what the outcome of a slate must hold, if all of `feedback` was read before it closed."""
+    deeds: dict[tuple[str, str], tuple[float, int]] = {}
+    met: list[str] = []
+    for action in feedback:
+        if action.request_id != impression.request_id or action.item_id not in impression.items.id:
+            continue
+        if action.ts < impression.ts or action.ts > impression.ts + window_ms or action.event_id in met:
+            continue
+        met.append(action.event_id)
+        value, first_ms = deeds.get((action.item_id, action.action), (0.0, action.ts))
+        deeds[action.item_id, action.action] = (value + action.value, min(first_ms, action.ts))
+    return frozenset((item, action, value, first_ms) for (item, action), (value, first_ms) in deeds.items())
+
+
+def deeds_of(outcome: Outcome) -> Deeds:
+    """Returns what an outcome holds."""
+    ids = outcome.impression.items.id
+    totals = ((ids[row], action, *total) for action, rows in outcome.totals.items() for row, total in rows.items())
+    return frozenset(totals)
+
+
+def outcomes_of(
+    impressions: Sequence[Impression], feedback: Sequence[Feedback], window_ms: int
+) -> Counter[tuple[str, Deeds]]:
+    """Returns each outcome of the log as often as it must go out; both lists in the order in which they arrived."""
+    outcomes: Counter[tuple[str, Deeds]] = Counter()
+    done = set()
+    for impression in impressions:
+        if impression.request_id not in done:
+            done.add(impression.request_id)
+            if impression.served is not None and impression.served.explore:
+                outcomes[impression.request_id, deeds_on(impression, feedback, window_ms)] += 1
+    return outcomes

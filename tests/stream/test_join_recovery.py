@@ -5,27 +5,32 @@ matched). It commits, goes on, and crashes. A new core replays from what was com
 """
 
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.emission import ItemLabel, JoinCounters
+from stream.emission import ItemLabel, JoinCounters, Outcome
 from stream.join import JoinConfig, JoinCore, Resume
 from stream.policy import POLICIES
 from stream.schema import OBSERVING_POLICIES, SETTLED_KINDS, Feedback, Impression, PolicyName, SchemaConfig, TaskConfig
-from tests.stream.build import did, schema, shown
-from tests.stream.oracle import ROWS
+from tests.stream.build import did, explored, schema, shown
+from tests.stream.oracle import ROWS, deeds_of, deeds_on
 
-DUPLICATE_MS = 5
-CONFIG = JoinConfig(grace_ms=3, duplicate_ms=DUPLICATE_MS)
+DUPLICATE_MS, OUTCOME_MS = 5, 31
+CONFIG = JoinConfig(grace_ms=3, duplicate_ms=DUPLICATE_MS, outcome_window_ms=OUTCOME_MS)
 SHORT_MS, LONG_MS = 10, 25
 LOOK_MS = {SHORT_MS: 4, LONG_MS: 10}
 END = 10_000
 
 LAST_CLOSE_MS = 25 + 3
-EDGES_MS = (0, 4, 4 + 3, 10, 10 + 3, 25, LAST_CLOSE_MS, LAST_CLOSE_MS + DUPLICATE_MS)
+OUTCOME_CLOSE_MS = OUTCOME_MS + 3
+EDGES_MS = (
+    *(0, 4, 4 + 3, 10, 10 + 3, 25, LAST_CLOSE_MS, LAST_CLOSE_MS + DUPLICATE_MS),
+    *(OUTCOME_MS, OUTCOME_CLOSE_MS, OUTCOME_CLOSE_MS + DUPLICATE_MS),
+)
 """Distances from a slate at which something ends: looks, windows, closes, being remembered."""
 
 
@@ -46,6 +51,7 @@ def schemas(draw: st.DrawFn) -> SchemaConfig:
     )
 
 
+TASKS = ("click", "hide", "order", "long_click")
 Step = str | int
 """What a process does next: read a topic, commit, crash, or advance to a watermark."""
 
@@ -60,11 +66,17 @@ def runs(draw: st.DrawFn) -> tuple[list[Impression], list[Feedback], list[Step]]
         st.sampled_from(EDGES_MS),
         st.integers(-1, 1),
     )
-    slates = [shown(f"r{number}", "a", "b", at=at) for number, at in enumerate(starts)]
+    draws = draw(st.lists(st.booleans(), min_size=len(starts), max_size=len(starts)))
+
+    def slate(number: int, at: int) -> Impression:
+        plain = shown(f"r{number}", "a", "b", at=at)
+        return explored(plain, TASKS, "c") if draws[number] else plain
+
+    slates = [slate(number, at) for number, at in enumerate(starts)]
     again = draw(
         st.lists(st.tuples(st.integers(0, len(starts) - 1), st.sampled_from([0, 1, DUPLICATE_MS])), max_size=3)
     )
-    slates += [shown(f"r{number}", "a", "b", at=starts[number] + shift) for number, shift in again]
+    slates += [slate(number, starts[number] + shift) for number, shift in again]
     feedback = draw(
         st.lists(
             st.builds(
@@ -96,6 +108,8 @@ class Process:
     next_impression: int
     next_feedback: int
     labels: list[ItemLabel] = field(default_factory=list)
+    feedback: list[Feedback] = field(default_factory=list)
+    """The whole topic: what outcomes must hold."""
 
     def is_caught_up(self) -> bool:
         return self.next_impression >= self.resume.next_impression and self.next_feedback >= self.resume.next_feedback
@@ -118,11 +132,17 @@ class Process:
 
     def advance(self, watermark_ms: int) -> None:
         if self.is_caught_up():
+            known = len(self.core.outcomes)
             self.labels += [label for emission in self.core.advance(watermark_ms) for label in emission.labels()]
+            for outcome in self.core.outcomes[known:]:
+                assert outcome.close_ms == outcome.impression.ts + OUTCOME_CLOSE_MS < watermark_ms
+                read = self.feedback[: self.next_feedback]
+                assert deeds_of(outcome) == deeds_on(outcome.impression, read, OUTCOME_MS), "all that was read, once"
 
 
 def state(core: JoinCore, impressions_read: list[Impression]) -> dict[str, Any]:
-    """Returns what later labels depend on: slates with the positives of their open labels, and who waits for a slate.
+    """Returns what later outputs depend on: slates with the positives of their open labels, what came of those that are
+    explored, and who waits for a slate.
 
     Feedback may wait in vain for a slate that was there and is forgotten (a replay no longer meets it).
     No acceptable impression can claim it any more, so that it is no difference.
@@ -137,7 +157,8 @@ def state(core: JoinCore, impressions_read: list[Impression]) -> dict[str, Any]:
             for row, delay_ms in rows.items()
             if task in still_open
         }
-        slates[slate.impression.request_id] = (slate.offset, slate.stage, positives)
+        totals = None if slate.tally is None else deepcopy(slate.tally.totals)
+        slates[slate.impression.request_id] = (slate.offset, slate.stage, positives, totals)
     were_shown = {impression.request_id for impression in impressions_read}
     pending: dict[str, list[int]] = {}
     for held in core.state.pending():
@@ -152,15 +173,16 @@ def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
     schema: SchemaConfig, run: tuple[list[Impression], list[Feedback], list[Step]], rng: Any
 ) -> None:
     impressions, feedback, steps = run
-    process = Process(JoinCore(schema, CONFIG), Resume(), 0, 0)
+    process = Process(JoinCore(schema, CONFIG), Resume(), 0, 0, feedback=feedback)
     committed: Counter[ItemLabel] = Counter()
+    outcomes: list[Outcome] = []
     resume, oldest = Resume(), (0, 0)
     counted = JoinCounters()
     state_at_commit = state(process.core, [])
     # A commit before the end and a crash: every drawn run has at least one recovery.
     for step in [*steps, "commit", "crash", *(["impression", "feedback"] * 30), END, "commit"]:
         if step == "crash":
-            process = Process(JoinCore(schema, CONFIG, resume), resume, *oldest)
+            process = Process(JoinCore(schema, CONFIG, resume), resume, *oldest, feedback=feedback)
             if rng.random() < 0.5:
                 continue  # the steps drawn decide: one topic may run ahead of what was read, the other lag behind
             while not process.is_caught_up():
@@ -168,7 +190,7 @@ def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
                     process.next_feedback >= resume.next_feedback or rng.random() < 0.5
                 )
                 process.read(impressions, feedback, is_impression=is_impression)
-            assert process.labels == [], "all of it is committed already"
+            assert (process.labels, process.core.outcomes) == ([], []), "all of it is committed already"
             assert state(process.core, impressions[: process.next_impression]) == state_at_commit
             assert process.core.counters == JoinCounters(), "replay counts nothing"
         elif step == "commit":
@@ -176,6 +198,8 @@ def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
                 continue
             committed.update(process.labels)
             process.labels.clear()
+            outcomes += process.core.outcomes
+            process.core.outcomes = []
             counted.add(process.core.counters)
             process.core.counters = JoinCounters()
             resume = Resume(process.next_impression, process.next_feedback, process.core.watermark_ms)
@@ -187,7 +211,16 @@ def test_a_replay_in_any_interleaving_rebuilds_the_state_and_repeats_nothing(
             process.read(impressions, feedback, is_impression=step == "impression")
 
     check_labels(schema, committed, impressions, feedback)
+    check_outcomes(outcomes, committed, impressions)
     check_counters(counted, committed, len(impressions), len(feedback))
+    assert counted.explored == counted.outcomes == len(outcomes)
+
+
+def check_outcomes(outcomes: list[Outcome], labels: Counter[ItemLabel], impressions: list[Impression]) -> None:
+    """Each explored slate that was joined has its outcome once, no other has any."""
+    joined = {label.request_id for label in labels}
+    drawn = {impression.request_id for impression in impressions if impression.served is not None}
+    assert sorted(outcome.impression.request_id for outcome in outcomes) == sorted(joined & drawn)
 
 
 def check_labels(
@@ -246,7 +279,7 @@ def test_without_a_crash_every_feedback_has_exactly_one_fate(
     run: tuple[list[Impression], list[Feedback], list[Step]],
 ) -> None:
     impressions, feedback, steps = run
-    process = Process(JoinCore(schema, CONFIG), Resume(), 0, 0)
+    process = Process(JoinCore(schema, CONFIG), Resume(), 0, 0, feedback=feedback)
     for step in [*steps, *(["impression", "feedback"] * 30), END]:
         if isinstance(step, int):
             process.advance(step)

@@ -21,13 +21,23 @@ from stream.exceptions import (
     TransactionAbortedError,
 )
 from stream.join import JoinConfig
-from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, GroupMember, OffsetAndMetadata, TopicPartition
+from stream.log import (
+    DEAD_LETTER,
+    EXAMPLES,
+    FEEDBACK,
+    IMPRESSIONS,
+    OUTCOMES,
+    GroupMember,
+    OffsetAndMetadata,
+    TopicPartition,
+)
 from stream.memory_broker import CrashSchedule
 from stream.memory_log import MemoryTransactionalProducer
+from stream.offsets import labels_hash
 from stream.schema import Feedback, Impression, TaskConfig
-from tests.stream.build import did, schema, shown
+from tests.stream.build import did, explored, schema, shown
 from tests.stream.cluster import GROUP, Cluster
-from tests.stream.oracle import labels_of
+from tests.stream.oracle import labels_of, outcomes_of
 
 FINAL = schema(
     click=TaskConfig(action="click", window_ms=10_000, policy="eager"),
@@ -45,9 +55,18 @@ SCHEMA = schema(
     hide_vanilla=TaskConfig(action="hide", window_ms=9_999, policy="vanilla", observe_ms=5_000),
 )
 """The same, and every other way in which labels can go out."""
+OUTCOME_MS = 11_000
 CONFIG = JoinConfig(
-    grace_ms=500, out_of_orderness_ms=2_000, max_ahead_ms=0, idle_ms=1_000, duplicate_ms=1_000, commit_interval_ms=100
+    grace_ms=500,
+    out_of_orderness_ms=2_000,
+    max_ahead_ms=0,
+    idle_ms=1_000,
+    duplicate_ms=1_000,
+    commit_interval_ms=100,
+    outcome_window_ms=OUTCOME_MS,
 )
+PLAIN = replace(CONFIG, outcome_window_ms=None)
+"""Without outcomes."""
 Event = Impression | Feedback
 
 
@@ -64,7 +83,8 @@ def traffic(seed: int, num_slates: int = 12) -> list[tuple[int, Event]]:
         at_ms = rng.randrange(30_000)
         user = f"u{rng.randrange(5)}"
         items = [f"i{index}" for index in range(rng.randint(1, 4))]
-        send(shown(f"r{number}", *items, at=at_ms, user=user))
+        slate = shown(f"r{number}", *items, at=at_ms, user=user)
+        send(explored(slate, SCHEMA.tasks, "other", "one more") if number % 2 else slate)
         for _ in range(rng.randrange(5)):
             action = rng.choice(["click", "hide", "view", "share"])
             delay_ms = rng.choice([0, 1, 4_999, 5_000, 5_001, 9_999, 10_000, 10_001, rng.randrange(12_000)])
@@ -81,6 +101,15 @@ def expected_labels(arrivals: list[tuple[int, Event]]) -> Counter[tuple[str, str
         [event for event in events if isinstance(event, Impression)],
         [event for event in events if isinstance(event, Feedback)],
     )
+
+
+def assert_outputs(cluster: Cluster, arrivals: list[tuple[int, Event]], why: str = "") -> None:
+    """Labels and outcomes are those of the oracle, each once."""
+    events = [event for _, event in arrivals]
+    shown = [event for event in events if isinstance(event, Impression)]
+    assert cluster.labels() == expected_labels(arrivals), why
+    done = [event for event in events if isinstance(event, Feedback)]
+    assert cluster.outcomes() == outcomes_of(shown, done, OUTCOME_MS), why
 
 
 def live(cluster: Cluster, arrivals: list[tuple[int, Event]], tick_ms: int = 700) -> None:
@@ -101,6 +130,8 @@ def assert_counters_add_up(cluster: Cluster, arrivals: list[tuple[int, Event]]) 
     assert c.impressions == c.slates + c.impression_duplicate
     assert c.labels == c.positives + c.negatives
     assert c.settled == c.items * len(SCHEMA.tasks)
+    assert c.explored == c.outcomes > 0
+    assert (c.explored_incomplete, c.outcome_late) == (0, 0)
     assert (c.impression_late, c.feedback_late, c.malformed, c.clock_ahead, c.lost_messages) == (0, 0, 0, 0, 0)
 
 
@@ -110,13 +141,12 @@ def test_labels_are_those_of_the_oracle(seed: int) -> None:
     cluster.start()
     arrivals = traffic(seed)
     live(cluster, arrivals)
-    assert cluster.labels() == expected_labels(arrivals)
+    assert_outputs(cluster, arrivals)
     assert_counters_add_up(cluster, arrivals)
 
 
 def test_killed_at_every_step_the_labels_are_the_same() -> None:
     arrivals = traffic(seed=7, num_slates=6)
-    expected = expected_labels(arrivals)
 
     def run(crash_at: set[int]) -> Cluster:
         cluster = Cluster(SCHEMA, CONFIG)
@@ -127,10 +157,10 @@ def test_killed_at_every_step_the_labels_are_the_same() -> None:
 
     uninterrupted = run(set())
     steps = uninterrupted.crashes.steps
-    assert uninterrupted.labels() == expected
+    assert_outputs(uninterrupted, arrivals)
     assert {"poll", "produce", "send_offsets", "commit", "committed"} == set(steps)
     for number, step in enumerate(steps):
-        assert run({number}).labels() == expected, f"killed at step {number}, {step}"
+        assert_outputs(run({number}), arrivals, f"killed at step {number}, {step}")
 
 
 @settings(max_examples=25, deadline=None)
@@ -148,7 +178,7 @@ def test_crashes_and_rebalances_lose_nothing_double_nothing_and_contradict_nothi
     cluster = Cluster(SCHEMA, CONFIG)
     cluster.crashes.crash_at = crash_at
     cluster.play(arrivals, changes)
-    assert cluster.labels() == expected_labels(arrivals)
+    assert_outputs(cluster, arrivals)
     assert_late_positives_follow_their_negatives(cluster)
 
 
@@ -166,7 +196,7 @@ def test_a_backlog_is_joined_like_the_live_stream() -> None:
     cluster.send(*(event for _, event in arrivals))
     cluster.start()
     cluster.settle()
-    assert cluster.labels() == expected_labels(arrivals)
+    assert_outputs(cluster, arrivals)
 
 
 def test_two_joiners_share_the_partitions() -> None:
@@ -176,7 +206,7 @@ def test_two_joiners_share_the_partitions() -> None:
     arrivals = traffic(seed=5)
     live(cluster, arrivals)
     assert sorted(len(joiner.pairs) for joiner in cluster.joiners.values()) == [1, 1]
-    assert cluster.labels() == expected_labels(arrivals)
+    assert_outputs(cluster, arrivals)
     assert_counters_add_up(cluster, arrivals)
 
 
@@ -279,7 +309,7 @@ def test_a_malformed_message_goes_to_the_dead_letters_once_and_the_stream_goes_o
         negative = letters[b'{"request_id":"r","user_id":"u","item_id":"i","action":"a","ts":-5}']
         assert negative["error"] == b"ts: expected int >= 0"
         assert (negative["source_topic"], negative["source_offset"]) == (b"feedback", b"0")
-        assert cluster.labels() == expected_labels(arrivals)
+        assert_outputs(cluster, arrivals)
 
 
 def test_a_clock_in_2099_neither_moves_the_watermark_nor_holds_the_log_open() -> None:
@@ -288,7 +318,7 @@ def test_a_clock_in_2099_neither_moves_the_watermark_nor_holds_the_log_open() ->
     arrivals = traffic(seed=2)
     cluster.send(shown("ahead", at=4_070_908_800_000), did(at=4_070_908_800_000, on="ahead"))
     live(cluster, arrivals)
-    assert cluster.labels() == expected_labels(arrivals)
+    assert_outputs(cluster, arrivals)
     assert cluster.counters().malformed == 2
     assert all(b"refuse_ahead_ms" in dict(m.headers)["error"] for m in cluster.messages(DEAD_LETTER))
 
@@ -310,7 +340,7 @@ def test_a_clock_a_little_ahead_is_clamped_and_counted() -> None:
 def test_unequal_numbers_of_partitions_are_refused_at_the_start() -> None:
     cluster = Cluster(SCHEMA, CONFIG)
     cluster.broker.create_topic(FEEDBACK, 3)
-    with pytest.raises(CopartitionError, match="impressions 2, feedback 3, examples 2 partitions"):
+    with pytest.raises(CopartitionError, match="impressions 2, feedback 3, examples 2, outcomes 2 partitions"):
         cluster.start()
 
 
@@ -363,8 +393,56 @@ def test_foreign_metadata_is_refused() -> None:
         joiner.run_once()
 
 
-def test_other_label_settings_are_refused_while_slates_are_open_and_welcome_afterwards() -> None:
+def test_another_outcome_window_is_refused_while_slates_are_open() -> None:
     cluster = Cluster(FINAL, CONFIG, num_partitions=1)
+    open_slate(cluster)
+    for other in (None, OUTCOME_MS + 1):
+        cluster.config = replace(CONFIG, outcome_window_ms=other)
+        joiner = cluster.start()
+        with pytest.raises(OffsetMetadataError, match="outcome_window_ms changed"):
+            joiner.run_once()
+        cluster.kill()
+
+
+def test_without_outcomes_the_label_settings_hash_as_they_always_did() -> None:
+    """Or every group would have to be drained for a release that changes nothing for it."""
+    assert labels_hash(schema(), 2_000, 10_000) == labels_hash(schema(), 2_000, 10_000, None) == "a6d6d99b871c592a"
+    assert labels_hash(schema(), 2_000, 10_000, 60_000) != labels_hash(schema(), 2_000, 10_000, 60_001)
+
+
+def test_outcomes_need_their_topic_and_only_those_who_send_some() -> None:
+    cluster = Cluster(SCHEMA, PLAIN)
+    cluster.broker.create_topic(OUTCOMES, 0)
+    cluster.start()
+    cluster.kill()
+    cluster.config = CONFIG
+    with pytest.raises(LogUnavailableError, match="topic outcomes does not exist"):
+        cluster.start()
+    cluster.broker.create_topic(OUTCOMES, 3)
+    with pytest.raises(CopartitionError, match="examples 2, outcomes 3 partitions"):
+        cluster.start()
+
+
+def test_outcomes_are_in_the_partition_of_their_users() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=3)
+    cluster.start()
+    live(cluster, traffic(seed=2, num_slates=20))
+    partition_of = {
+        event.user_id: message.partition
+        for message in cluster.messages(IMPRESSIONS)
+        for event in [msgspec.json.decode(message.value, type=Impression)]
+    }
+    found = [
+        (partition_of[user], message.partition)
+        for message in cluster.messages(OUTCOMES)
+        for user in pa.ipc.open_stream(message.value).read_all()["user_id"].to_pylist()
+    ]
+    assert len({partition for partition, _ in found}) > 1
+    assert all(of_user == partition for of_user, partition in found)
+
+
+def test_other_label_settings_are_refused_while_slates_are_open_and_welcome_afterwards() -> None:
+    cluster = Cluster(FINAL, PLAIN, num_partitions=1)
     open_slate(cluster)
     other = schema(click=TaskConfig(action="click", window_ms=20_000))
     cluster.schema = other
@@ -476,7 +554,7 @@ def test_what_an_aborted_transaction_held_goes_out_with_the_next_one() -> None:
     arrivals = traffic(seed=4)
     live(cluster, arrivals)
     assert joiner.num_aborted == 4
-    assert cluster.labels() == expected_labels(arrivals)
+    assert_outputs(cluster, arrivals)
     assert_counters_add_up(cluster, arrivals)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream.emission import ItemLabel, JoinCounters
+from stream.emission import ItemLabel, JoinCounters, Outcome
 from stream.exceptions import LocalStoreError
 from stream.join import JoinCore, Resume
 from stream.log import EXAMPLES, FEEDBACK, IMPRESSIONS, TopicPartition
@@ -26,8 +26,18 @@ from stream.state import Held, Slate
 from tests.stream import test_join_recovery as recovery
 from tests.stream.build import did, schema, shown
 from tests.stream.cluster import Cluster
-from tests.stream.test_join_recovery import END, Process, Step, check_counters, check_labels, runs, schemas, state
-from tests.stream.test_joiner import CONFIG, SCHEMA, expected_labels, traffic
+from tests.stream.test_join_recovery import (
+    END,
+    Process,
+    Step,
+    check_counters,
+    check_labels,
+    check_outcomes,
+    runs,
+    schemas,
+    state,
+)
+from tests.stream.test_joiner import CONFIG, PLAIN, SCHEMA, assert_outputs, traffic
 
 FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """A folder in memory: RocksDB waits for the disk whenever it opens a store."""
@@ -69,8 +79,9 @@ def test_a_snapshot_and_a_replay_of_the_rest_rebuild_the_state_and_repeat_nothin
     folder = Path(tempfile.mkdtemp(dir=FAST))
     spill = Spill(config(folder, hot_items=hot_items))
     core = JoinCore(schema, recovery.CONFIG, state=taken_up(spill).state)
-    process = Process(core, Resume(), 0, 0)
+    process = Process(core, Resume(), 0, 0, feedback=feedback)
     committed: Counter[ItemLabel] = Counter()
+    outcomes: list[Outcome] = []
     resume, oldest = Resume(), (0, 0)
     counted = JoinCounters()
     at_commit = state(process.core, [])
@@ -80,18 +91,20 @@ def test_a_snapshot_and_a_replay_of_the_rest_rebuild_the_state_and_repeat_nothin
             start = oldest
             if taken.record is not None:
                 start = max(start[0], taken.record.next_impression), max(start[1], taken.record.next_feedback)
-            process = Process(JoinCore(schema, recovery.CONFIG, resume, taken.state), resume, *start)
+            process = Process(JoinCore(schema, recovery.CONFIG, resume, taken.state), resume, *start, feedback=feedback)
             while not process.is_caught_up():
                 is_impression = process.next_impression < resume.next_impression and (
                     process.next_feedback >= resume.next_feedback or rng.random() < 0.5
                 )
                 process.read(impressions, feedback, is_impression=is_impression)
-            assert process.labels == [], "all of it is committed already"
+            assert (process.labels, process.core.outcomes) == ([], []), "all of it is committed already"
             assert state(process.core, impressions[: process.next_impression]) == at_commit
             assert process.core.counters == JoinCounters(), "replay counts nothing"
         elif step == "commit":
             committed.update(process.labels)
             process.labels.clear()
+            outcomes += process.core.outcomes
+            process.core.outcomes = []
             counted.add(process.core.counters)
             process.core.counters = JoinCounters()
             resume = Resume(process.next_impression, process.next_feedback, process.core.watermark_ms)
@@ -104,6 +117,7 @@ def test_a_snapshot_and_a_replay_of_the_rest_rebuild_the_state_and_repeat_nothin
         else:
             process.read(impressions, feedback, is_impression=step == "impression")
     check_labels(schema, committed, impressions, feedback)
+    check_outcomes(outcomes, committed, impressions)
     check_counters(counted, committed, len(impressions), len(feedback))
     assert process.core.oldest_needed(99, 99) == (99, 99), "nothing stays needed for ever"
     spill.close()
@@ -119,7 +133,7 @@ def test_a_core_with_spilled_state_says_what_one_with_all_in_memory_says(
     folder = Path(tempfile.mkdtemp(dir=FAST))
     spill = Spill(config(folder, hot_items=hot_items))
     cores = [JoinCore(schema, recovery.CONFIG), JoinCore(schema, recovery.CONFIG, state=taken_up(spill).state)]
-    processes = [Process(core, Resume(), 0, 0) for core in cores]
+    processes = [Process(core, Resume(), 0, 0, feedback=feedback) for core in cores]
     for step in [*steps, *(["impression", "feedback"] * 30), END]:
         for process in processes:
             if isinstance(step, int):
@@ -128,6 +142,7 @@ def test_a_core_with_spilled_state_says_what_one_with_all_in_memory_says(
                 process.read(impressions, feedback, is_impression=step == "impression")
         assert Counter(processes[0].labels) == Counter(processes[1].labels)
         assert cores[0].oldest_needed(99, 99) == cores[1].oldest_needed(99, 99)
+    assert Counter(map(repr, cores[0].outcomes)) == Counter(map(repr, cores[1].outcomes))
     assert cores[0].counters == cores[1].counters
     spill.close()
     shutil.rmtree(folder)
@@ -150,7 +165,7 @@ def test_crashes_and_rebalances_change_nothing(
     cluster.crashes.crash_at = crash_at
     arrivals = traffic(seed)
     cluster.play(arrivals, changes)
-    assert cluster.labels() == expected_labels(arrivals)
+    assert_outputs(cluster, arrivals)
     for spill in cluster.spills.values():
         spill.close()
     shutil.rmtree(folder)
@@ -192,7 +207,7 @@ def test_traffic_ratios_go_on_from_a_snapshot(folder: Path) -> None:
 
 
 def test_a_restart_reads_only_what_came_after_the_snapshot(folder: Path) -> None:
-    cluster = Cluster(schema(), CONFIG, num_partitions=1, spill=config(folder))
+    cluster = Cluster(schema(), PLAIN, num_partitions=1, spill=config(folder))
     cluster.start()
     cluster.send(*(shown(f"r{number}", at=number) for number in range(50)))
     for _ in range(3):
@@ -215,7 +230,7 @@ def test_a_restart_reads_only_what_came_after_the_snapshot(folder: Path) -> None
 
 def test_quiet_partitions_get_a_snapshot_each_and_then_no_more(folder: Path) -> None:
     """Both are read in one commit, one snapshot is taken after a commit, and then there is nothing more to commit."""
-    cluster = Cluster(schema(), CONFIG, spill=config(folder, snapshot_interval_ms=5_000))
+    cluster = Cluster(schema(), PLAIN, spill=config(folder, snapshot_interval_ms=5_000))
     cluster.start()
     cluster.turn()
     cluster.send(*(shown(f"r{number}", at=0, user=f"u{number}") for number in range(20)))
@@ -229,7 +244,7 @@ def test_quiet_partitions_get_a_snapshot_each_and_then_no_more(folder: Path) -> 
 
 
 def test_a_joiner_that_stops_leaves_a_snapshot_of_all_it_has_read(folder: Path) -> None:
-    cluster = Cluster(schema(), CONFIG, num_partitions=1, spill=config(folder, snapshot_interval_ms=3_600_000))
+    cluster = Cluster(schema(), PLAIN, num_partitions=1, spill=config(folder, snapshot_interval_ms=3_600_000))
     joiner = cluster.start()
     cluster.turn()
     cluster.send(shown(at=0))
@@ -247,7 +262,7 @@ def test_a_joiner_that_stops_leaves_a_snapshot_of_all_it_has_read(folder: Path) 
 
 def test_what_retention_deleted_is_given_up_for_good(folder: Path) -> None:
     """The feedback that made a label positive is gone: no snapshot of before may bring its slate back, now or later."""
-    cluster = Cluster(schema(), replace(CONFIG, when_lost="give_up"), num_partitions=1, spill=config(folder))
+    cluster = Cluster(schema(), replace(PLAIN, when_lost="give_up"), num_partitions=1, spill=config(folder))
 
     def run() -> list[str]:
         """Returns the slates found at the start of a joiner that then runs until it has committed."""

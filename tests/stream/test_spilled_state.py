@@ -16,6 +16,7 @@ from stream.snapshot_record import SnapshotRecord, read_record
 from stream.spilled_state import SpilledJoinState
 from stream.state import Held, JoinState, Slate
 from stream.state_codec import Waiting, decode_slate, decode_waiting, encode_slate, encode_waiting
+from stream.tally import Tally, Total
 from tests.stream.build import did, shown
 
 MEMORY = StoreMemory(16)
@@ -30,7 +31,7 @@ def plain(slate: Slate | None) -> Any:
     if slate is None:
         return None
     seen = None if slate.seen is None else sorted(slate.seen)
-    return slate.impression, slate.offset, slate.stage, slate.positives, seen, slate.held
+    return slate.impression, slate.offset, slate.stage, slate.positives, seen, slate.held, slate.tally
 
 
 def of(held: Held) -> Any:
@@ -149,6 +150,7 @@ def test_whatever_the_wire_carries_comes_back_equal(context: dict[str, Any], see
     slate = Slate(shown("r", "a", "b"), offset=2**40)
     slate.impression.context = context
     slate.stage, slate.seen, slate.held, slate.positives = 3, seen, [1, 2], {"click": {1: 7}}
+    slate.tally = Tally({"share": {0: Total(1e308, 2**53)}}, set(seen or ()))
     assert plain(decode_slate(encode_slate(slate))) == plain(slate)
     waiting = Waiting(Held(did(at=3, event_id="\x00"), 9, is_new=True), 12)
     ((held, expiry_ms),) = decode_waiting(encode_waiting([waiting]))
