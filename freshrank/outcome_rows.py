@@ -68,8 +68,9 @@ def _outcomes(table: pa.Table, schema: SchemaConfig) -> Outcomes:
         _check_finite(f"score.{task}", score_F)
         scores_NCT[row_F, place_F, number] = score_F
     actions, value_NCA = _values(table, num_shown_N, start_N, place_F, width)
-    columns = {f"user.{name}": table[f"user.{name}"].to_pylist() for name in schema.features.user}
-    columns |= {f"context.{name}": table[f"context.{name}"].to_pylist() for name in schema.features.context}
+    names = [f"user.{name}" for name in schema.features.user] + [f"context.{name}" for name in schema.features.context]
+    # A missing list travels as an empty one.
+    columns = {name: [None if value == [] else value for value in table[name].to_pylist()] for name in names}
     scale_NT = _by_task(table, "scale", tasks)
     if not (scale_NT > 0).all():
         raise ValueError("outcomes: scale: a number not above 0")
