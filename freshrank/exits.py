@@ -68,6 +68,7 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
     from model import exceptions as model_errors
     from stream import exceptions as stream_errors
     from stream.kafka_security import ClientSettingError
+    from utility_blender import exceptions as blender_errors
 
     sentence = " ".join(str(error).split())
     if isinstance(error, CommandError):
@@ -88,7 +89,9 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
         return ExitCode.CHECKPOINT, sentence
     if isinstance(error, model_errors.TrainingDivergedError):
         return ExitCode.DIVERGED, sentence
-    if isinstance(error, model_errors.StoreUnavailableError):
+    if isinstance(error, blender_errors.PromotionError | blender_errors.BlenderVersionError):
+        return ExitCode.USAGE, sentence
+    if isinstance(error, model_errors.StoreUnavailableError | blender_errors.BlenderUnavailableError):
         return ExitCode.REDIS_GONE, sentence
     if type(error).__module__.startswith("redis."):
         return ExitCode.REDIS_GONE, f"Redis does not answer ({sentence}); start it, or correct redis.url"
