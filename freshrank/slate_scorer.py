@@ -52,9 +52,9 @@ class SlateScorer:
         tensors = open_snapshot(manifest, payload, schema_hash=self._schema.schema_hash())
         if manifest.kind == "full" or self._model is None:
             registry = ScenarioRegistry.restored(self._schema, manifest.scenarios, manifest.scenario_parents)
-            self._model = ServingModel.from_full(self._schema, self._config, tensors, registry)
+            self._model = ServingModel.from_full(self._schema, self._config, tensors, registry, manifest.calibration)
         else:
-            self._model = self._model.apply_delta(tensors)
+            self._model = self._model.apply_delta(tensors, manifest.calibration)
         self._version = manifest.version
 
 

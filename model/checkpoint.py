@@ -160,7 +160,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = msgspec.json.decode((path / _MANIFEST).read_bytes(), type=CheckpointManifest)
         contents = {name: (path / name).read_bytes() for name in (_TENSORS, _METRICS)}
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointCorruptError(f"checkpoint {path.name} cannot be read: {error}") from error
     for name, data in contents.items():
         if manifest.files.get(name) != (len(data), hashlib.sha256(data).hexdigest()):

@@ -22,6 +22,7 @@ from model.id_table import NO_ROW, IdTable
 from model.new_rows import drawn_rows
 from model.optim import OptimConfig, faded, rowwise_adagrad
 from model.seeding import named_generator
+from model.teacher_rows import BatchRows, FrozenRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,11 @@ class Lookup(NamedTuple):
     accumulator_U: Tensor
     """The rows' accumulators, on the table's device; to be admitted: 0."""
     admissions: Admissions
+    keys_N: Int64Array
+    new_U: Int64Array
+    """Place in `rows_U` of each row to be admitted."""
+    examples_U: Int64Array
+    """Examples of the batch in which each row stands."""
     lookups_F3: Int64Array
     """Per field: lookups, of these on the default row, of these on the missing row."""
 
@@ -119,7 +125,9 @@ class EmbeddingTable:
         self._accumulator = torch.zeros(capacity, device=self._device)
         self._changed_at = np.zeros(capacity, np.int64)
         self._generation = np.zeros(capacity, np.int64)
+        self._examples = np.zeros(capacity, np.int64)
         self._place = np.zeros(capacity, np.int64)
+        self._frozen: list[FrozenRows] = []
         for place, one in enumerate(layout.fields):
             generator = named_generator(seed, f"rows/{one.name}")
             rows = slice(2 * place, 2 * place + 2)
@@ -153,8 +161,8 @@ class EmbeddingTable:
         fields = layout.field_of(reserved, batch)
         is_default = rows_N[reserved] == layout.default_row_F[fields]
         unknown, unknown_fields = reserved[is_default], fields[is_default]
-        examples = layout.examples(batch, counts_B)[unknown]
-        admissions = self._admission.plan(keys_N[unknown], unknown_fields, examples, self._clock)
+        examples_N = layout.examples(batch, counts_B)
+        admissions = self._admission.plan(keys_N[unknown], unknown_fields, examples_N[unknown], self._clock)
         new_rows = self.ids.next_rows(len(admissions.keys))
         self._reserve(int(new_rows.max(initial=-1)) + 1)
         if len(new_rows):
@@ -181,6 +189,9 @@ class EmbeddingTable:
             weight_UW=weight_UW,
             accumulator_U=accumulator_U,
             admissions=admissions,
+            keys_N=keys_N,
+            new_U=place_of_new,
+            examples_U=np.bincount(index_N, weights=examples_N, minlength=len(rows_U)).astype(np.int64),
             lookups_F3=np.stack([lookups, on_default, on_missing], axis=1),
         )
 
@@ -194,7 +205,9 @@ class EmbeddingTable:
         self._seen.advance(watermark_ms)
         admissions = lookup.admissions
         new_rows = self.ids.insert(admissions.keys)
+        self._tell_frozen(lookup, new_rows)
         self._generation[new_rows] += 1
+        self._examples[new_rows] = 0
         self._seen.field[new_rows] = admissions.fields
         if self._evicted_at:
             for key in admissions.keys.tolist():
@@ -210,6 +223,7 @@ class EmbeddingTable:
         rows = self._index(lookup.rows_U)
         self._weight[rows] = weight_UW
         self._accumulator[rows] = accumulator_U
+        self._examples[lookup.rows_U] += lookup.examples_U
         has_changed_U = (weight_UW != lookup.weight_UW).any(dim=1).cpu().numpy()
         self._changed_at[lookup.rows_U[has_changed_U]] = self._clock
         self._changed_at[new_rows] = self._clock
@@ -231,6 +245,8 @@ class EmbeddingTable:
     def _remove(self, rows: Int64Array, cause: EvictionCause) -> None:
         keys = self.ids.key_of_row(rows)
         evicted_F = np.bincount(self._seen.field[rows], minlength=len(self.layout.fields)).tolist()
+        for frozen in self._frozen:
+            frozen.removing(keys, rows, self._weight[self._index(rows)], self._examples[rows])
         self.ids.remove(keys)
         self._seen.free(rows)
         if self._has_exported:
@@ -238,6 +254,45 @@ class EmbeddingTable:
         for counters, evicted in zip(self.counters.values(), evicted_F, strict=True):
             counters.rows -= evicted
             counters.evictions[cause] += evicted
+
+    def freeze(self) -> FrozenRows:
+        """Returns a view of the rows as they are now; it is kept true until `release`."""
+        self._frozen.append(FrozenRows(self._weight[: self.layout.num_reserved], self.ids.num_rows))
+        return self._frozen[-1]
+
+    def refreeze(self, frozen: FrozenRows) -> None:
+        """Takes a view of this table back that was restored from a checkpoint."""
+        self._frozen.append(frozen)
+
+    def release(self, frozen: FrozenRows) -> None:
+        """Gives up a view."""
+        self._frozen.remove(frozen)
+
+    def batch_rows(self, lookup: Lookup) -> BatchRows:
+        """Returns what a frozen view needs to know of a batch; nothing may have changed since the lookup."""
+        rows_U = lookup.rows_U
+        field_U = np.where(rows_U < self.layout.num_reserved, rows_U // 2, self._seen.field[rows_U])
+        field_U[lookup.new_U] = lookup.admissions.fields
+        return BatchRows(
+            rows_U=rows_U,
+            index_N=lookup.index_N,
+            keys_N=lookup.keys_N,
+            field_U=field_U,
+            new_U=lookup.new_U,
+            new_keys=lookup.admissions.keys,
+            weight_UW=lookup.weight_UW,
+            examples_U=self._examples[rows_U],
+        )
+
+    def _tell_frozen(self, lookup: Lookup, new_rows: Int64Array) -> None:
+        if not self._frozen:
+            return
+        is_old_U = lookup.rows_U >= self.layout.num_reserved
+        is_old_U[lookup.new_U] = False
+        rows, weight = lookup.rows_U[is_old_U], lookup.weight_UW[self._index(np.flatnonzero(is_old_U))]
+        for frozen in self._frozen:
+            frozen.changing(rows, weight, self._examples[rows])
+            frozen.admitted(lookup.admissions.keys, new_rows)
 
     def changes(self, since: int) -> tuple[Int64Array, Tensor, Int64Array]:
         """Returns (keys, weights [N, W], evicted keys) changed after the clock showed `since`; 0 means everything.
@@ -269,6 +324,7 @@ class EmbeddingTable:
             **{f"seen.{name}": array for name, array in self._seen.state(num_rows).items()},
             "changed_at": self._changed_at[:num_rows].copy(),
             "generation": self._generation[:num_rows].copy(),
+            "examples": self._examples[:num_rows].copy(),
             "evicted": np.array(list(self._evicted_at.items()), np.int64).reshape(-1, 2),
             "has_exported": np.array(self._has_exported),
             "clock": np.array(self._clock),
@@ -290,6 +346,8 @@ class EmbeddingTable:
         self._accumulator = state["accumulator"].to(self._device, copy=True)
         self._changed_at = arrays["changed_at"].copy()
         self._generation = arrays["generation"].copy()
+        self._examples = arrays["examples"].copy()
+        self._frozen = []
         self._place = np.zeros(len(self._changed_at), np.int64)
         self._evicted_at = dict(arrays["evicted"].tolist())
         self._has_exported = bool(arrays["has_exported"])
@@ -331,7 +389,7 @@ class EmbeddingTable:
         more = max(num_rows, 2 * capacity) - capacity
         self._weight = torch.cat([self._weight, self._weight.new_zeros(more, self._weight.shape[1])])
         self._accumulator = torch.cat([self._accumulator, self._accumulator.new_zeros(more)])
-        for name in ("_changed_at", "_generation", "_place"):
+        for name in ("_changed_at", "_generation", "_examples", "_place"):
             setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
         self._seen.reserve(more)
 

@@ -61,12 +61,16 @@ class TrainRows:
     """Whether the label is part of the loss."""
     weight_BT: Float32Array
     """Sampling weight times traffic ratio."""
+    sampling_B: Float32Array
+    """Sampling weight alone."""
     first_BT: BoolArray
     """Whether this is the first emission of the item and task."""
     settled_BT: BoolArray
     """Whether the label is the truth of a closed window: those, and only those, are scored."""
     served_BT: Float32Array
     """Probability logged with the impression; NaN where none was."""
+    version_B: Int64Array
+    """The snapshot that served the impression; 0 for none."""
     impression_ms_B: Int64Array
     feedback_ms_BT: Int64Array
     """Event time of the feedback that made the label positive; -1 for none."""
@@ -218,7 +222,8 @@ class ExampleDecoder:
         positive_BT = mask_BT & (label_BT == 1)
         ratio_BT = self._per_task(read.item_weights, "ratio")
         # `eager` alone stamps a ratio, on its positives; everywhere else it is 1.
-        weight_BT = read.item_weights("weight")[:, None] * np.where(positive_BT, ratio_BT, 1.0)
+        sampling_B = read.item_weights("weight")
+        weight_BT = sampling_B[:, None] * np.where(positive_BT, ratio_BT, 1.0)
         learned_BT = positive_BT & (delay_ms_BT >= 0) & (weight_BT > 0)
         delayed = None
         if any(policy.name not in FINAL_POLICIES for policy in policies):
@@ -231,9 +236,11 @@ class ExampleDecoder:
             label_BT=label_BT.astype(np.float32),
             mask_BT=mask_BT,
             weight_BT=weight_BT.astype(np.float32),
+            sampling_B=sampling_B.astype(np.float32),
             first_BT=present_BT & ~_REPEATED[kind_BT],
             settled_BT=_SETTLED[kind_BT],
             served_BT=served_BT.astype(np.float32),
+            version_B=read.integers("snapshot")[read.request_index_B],
             impression_ms_B=impression_ms_B,
             feedback_ms_BT=np.where(learned_BT, impression_ms_B[:, None] + delay_ms_BT, -1),
             delayed=delayed,

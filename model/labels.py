@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.delayed_labels import DelayedLabels
+from model.served_teacher import ServedScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,10 @@ class LabelBatch:
     """On where it is the cell's first emission: rows with any count towards admission."""
     watermark_ms: int = 0
     """Event time that the labels have reached, by which embedding rows age; 0: not known."""
+    sampling_B: npt.NDArray[np.float32] | None = None
+    """The rows' sampling weight alone, at least 0, [B]; None: 1 each."""
+    served: ServedScores | None = None
+    """What was served with the impressions; for a teacher that is the served score. None: not known."""
     delayed: DelayedLabels | None = None
     """What the policies need whose labels are corrected later; None: all labels are final and weigh 1."""
 
@@ -36,5 +41,7 @@ class LabelBatch:
             weight_BT=self.weight_BT[rows_B],
             first_BT=self.first_BT[rows_B],
             watermark_ms=self.watermark_ms,
+            sampling_B=None if self.sampling_B is None else self.sampling_B[rows_B],
+            served=None if self.served is None else self.served.take(rows_B),
             delayed=None if self.delayed is None else self.delayed.take(rows_B),
         )

@@ -119,7 +119,14 @@ class Learner:
         forward = training_forward(model.net, replace(inputs, noise=model.step_noise()), self.config.precision)
         # 3 (progressive metrics: the caller's, from the report's logits)
         # 4 loss
-        rows = StepRows(scenario_B=scenario_B, labels=labels, trained_BT=trained_BT, weighed_BT=weighed_BT)
+        taught = None
+        if model.teacher is not None:
+            taught = model.teacher.teach(
+                batch, model.table, lookup, row_offsets, labels, trained_BT, self.config.precision
+            )
+        rows = StepRows(
+            scenario_B=scenario_B, labels=labels, trained_BT=trained_BT, weighed_BT=weighed_BT, taught=taught
+        )
         loss, num_capped, num_weighed, num_guarded = step_loss(model, self.config, forward, rows)
         # 5 backward
         model.adam.zero_grad(set_to_none=True)
@@ -151,6 +158,8 @@ class Learner:
             model.open_scenarios(scenario_B)
             model.has_negative_MT = has_negative_MT
             model.num_steps += 1
+            if model.teacher is not None:
+                model.teacher.after_step(model.net, scenario_B, forward.score_BT, labels, trained_BT)
         return StepReport(
             logits_BT=_unsorted(forward.score_BT, order_B),
             made=skipped is None,

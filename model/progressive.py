@@ -2,9 +2,10 @@
 
 Letters: B rows, S scenarios, T tasks.
 
-Three series, kept apart: `served`, the score logged with the impression; `pre_step`, the trainer's own just before
-learning; and `counted`, the one that counts: served where the log has it, else pre-step. The mean distance of the first
-two is the train/serve skew. Under a policy that corrects labels later the truth comes in a row of its own (a settled
+Four series, kept apart: `served`, the score logged with the impression; `pre_step`, the trainer's own just before
+learning; `calibrated`, the same as it would be served (`model.calibrator`; empty without calibration); and `counted`,
+the one that counts: served where the log has it, else calibrated. The mean distance of served and calibrated is the
+train/serve skew. Under a policy that corrects labels later the truth comes in a row of its own (a settled
 kind), when the trainer may have learned the item already: there the pre-step score is that of the item's first
 emission, kept until then where none was served. A score of a repeated row is never a metric.
 
@@ -21,6 +22,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from model.calibrator import CalibrationConfig, Calibrator, Pairs
 from model.delayed_labels import DelayedLabels, probability_logits
 from model.kept_scores import KeptScores
 from model.metrics import (
@@ -37,7 +39,7 @@ from model.metrics import (
 )
 from stream.schema import KIND_CODE
 
-SeriesName = Literal["counted", "served", "pre_step"]
+SeriesName = Literal["counted", "served", "pre_step", "calibrated"]
 Span = Literal["lifetime", "window", "closed"]
 Report = dict[str, dict[str, Figures]]
 """Task -> "all" or scenario -> figures."""
@@ -163,12 +165,22 @@ class ProgressiveMetrics:
     """All series and spans of one trainer."""
 
     def __init__(
-        self, scenarios: Sequence[str], tasks: Sequence[str], config: MetricsConfig, max_window_ms: int
+        self,
+        scenarios: Sequence[str],
+        tasks: Sequence[str],
+        config: MetricsConfig,
+        max_window_ms: int,
+        calibration: CalibrationConfig | None = None,
     ) -> None:
+        """`calibration`: how scores are calibrated when they are served; None: not at all."""
         self._scenarios, self._tasks = tuple(scenarios), tuple(tasks)
         num_cells = len(self._scenarios) * len(self._tasks)
         self._series: dict[SeriesName, Series] = {name: Series(num_cells, config) for name in get_args(SeriesName)}
-        self._cohorts = Cohorts(num_cells, max(config.cohort_ms, max_window_ms // 12))
+        cohort_ms = max(config.cohort_ms, max_window_ms // 12)
+        self._cohorts = Cohorts(num_cells, cohort_ms)
+        self._calibrator: Calibrator | None = None
+        if calibration is not None and calibration.form == "affine":
+            self._calibrator, self._own_cohorts = Calibrator(num_cells, calibration), Cohorts(num_cells, cohort_ms)
         self._skew = np.zeros(2)  # n, sum of |served - pre-step| as probabilities
         self._kept = KeptScores(config.kept_scores)
         self._watermark_ms = self._settle_ms = self._num_unscored = 0
@@ -178,6 +190,9 @@ class ProgressiveMetrics:
         for series in self._series.values():
             series.add_cells(len(self._tasks))
         self._cohorts.add_cells(len(self._tasks))
+        if self._calibrator is not None:
+            self._calibrator.add_cells(len(self._tasks))
+            self._own_cohorts.add_cells(len(self._tasks))
         self._scenarios += (name,)  # last, for whoever reads a report meanwhile
 
     def update(
@@ -212,10 +227,15 @@ class ProgressiveMetrics:
             has_served, has_pre_step = has_served[has_score], has_pre_step[has_score]
         label = label_BT[row, task].astype(np.float64)
         cell = scenario_B[row] * len(self._tasks) + task
-        counted = scored_labels(cell, label, np.where(has_served, served, pre_step))
-        self._series["counted"].add(counted)
         own = scored_labels(cell[has_pre_step], label[has_pre_step], pre_step[has_pre_step])
         self._series["pre_step"].add(own)
+        if self._calibrator is not None:
+            pre_step = np.clip(self._calibrator.calibrated(cell, pre_step), -MAX_LOGIT, MAX_LOGIT)
+            calibrated = scored_labels(cell[has_pre_step], label[has_pre_step], pre_step[has_pre_step])
+            self._series["calibrated"].add(calibrated)
+            self._own_cohorts.add(own, impression_ms_B[row[has_pre_step]])
+        counted = scored_labels(cell, label, np.where(has_served, served, pre_step))
+        self._series["counted"].add(counted)
         self._series["served"].add(counted.take(has_served))
         self._cohorts.add(counted, impression_ms_B[row])
         both = has_served & has_pre_step
@@ -264,6 +284,14 @@ class ProgressiveMetrics:
         """Closes the cohorts whose labels must all have arrived: `settle_ms` = longest label window + grace."""
         self._watermark_ms, self._settle_ms = watermark_ms, settle_ms
         self._cohorts.advance(watermark_ms, settle_ms)
+        if self._calibrator is not None:
+            self._own_cohorts.advance(watermark_ms, settle_ms)
+            self._calibrator.learn(self._own_cohorts.closed)
+            self._own_cohorts.closed.clear()
+
+    def calibration(self) -> Pairs:
+        """Returns the calibration with which the model is to be served now; empty where it is served as it is."""
+        return {} if self._calibrator is None else self._calibrator.pairs(self._scenarios, self._tasks)
 
     def report(self, span: Span = "lifetime", series: SeriesName = "counted") -> Report:
         """Returns the figures of one span and series; `closed` exists for `counted` only.
@@ -314,10 +342,13 @@ class ProgressiveMetrics:
             prefix = f"{name}/"
             part.load_state({key.removeprefix(prefix): a for key, a in state.items() if key.startswith(prefix)})
 
-    def _parts(self) -> Iterator[tuple[str, Series | Cohorts | KeptScores]]:
+    def _parts(self) -> Iterator[tuple[str, Series | Cohorts | KeptScores | Calibrator]]:
         yield from self._series.items()
         yield "cohorts", self._cohorts
         yield "kept", self._kept
+        if self._calibrator is not None:
+            yield "own_cohorts", self._own_cohorts
+            yield "calibrator", self._calibrator
 
 
 def _sigmoid(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from model.calibrator import Pairs
 from model.exceptions import SnapshotGapError, StaleEpochError, StoreError, StoreUnavailableError
 from model.gate import PublishGate
 from model.metrics import Int64Array
@@ -39,6 +40,7 @@ class Progress:
     watermark_ms: int
     offsets: dict[int, int]
     metrics: Report
+    calibration: Pairs = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -176,6 +178,7 @@ class Publisher:
             payload_bytes=len(payload),
             epoch=self.stats.epoch,
             feedback_ms=self.feedback.times(),
+            calibration=progress.calibration,
         )
         self._store.put(manifest, payload)  # 1, 2
         reasons = gate.reasons(manifest, tensors, num_rows)  # 3

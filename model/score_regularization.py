@@ -24,6 +24,7 @@ from model.hashing import Int64Array
 
 Form = Literal["ce", "prob_mse", "logit_mse"]
 TeacherName = Literal["none", "snapshot", "served", "ema"]
+KnownId = Literal["user_id", "item_id"]
 Float64Array = npt.NDArray[np.float64]
 
 MIN_MEAN_SCORE = 1e-4
@@ -54,8 +55,8 @@ class ScoreRegularizationConfig:
     one is taken as long after the first label. At least 1."""
     min_examples: int = 10
     """A row whose id had fewer examples when the copy was taken is not held to it; at least 0."""
-    known_ids: tuple[str, ...] = ("item_id",)
-    """Fields whose ids the copy must know; a field that the model does not have is passed over."""
+    known_ids: tuple[KnownId, ...] = ("item_id",)
+    """Fields whose ids the copy must know: a score of others would hold back what is new. A missing id is none."""
     ema_half_life_steps: int = 1_000
     """Steps after which a network counts half in the running mean of `teacher: ema`; at least 1."""
     max_versions: int = 10_000

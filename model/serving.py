@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from model.assembly import InputLayout
+from model.calibrator import Pairs, pairs_array
 from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.growth import grow
 from model.id_table import NO_ROW, IdTable
 from model.label_policy import served_probability
+from model.metrics import logit_of
 from model.network import Network
 from model.precision import Precision, products_in
 from model.scenario_registry import ScenarioRegistry
@@ -37,6 +39,7 @@ class ServingModel:
         policies: tuple[PolicyName, ...],
         registry: ScenarioRegistry,
         precision: Precision,
+        calibration: Pairs,
     ) -> None:
         self.encoder = encoder
         self._layout = layout
@@ -46,6 +49,8 @@ class ServingModel:
         self._policies = policies
         self._registry = registry
         self._precision = precision
+        self._calibration = calibration
+        self._pairs_MT2 = pairs_array(calibration, registry.names, net.shape.tasks)
 
     @classmethod
     def from_full(
@@ -54,8 +59,11 @@ class ServingModel:
         config: ModelConfig,
         tensors: Mapping[str, Tensor],
         registry: ScenarioRegistry | None = None,
+        calibration: Pairs | None = None,
     ) -> "ServingModel":
         """Returns the model of a full export (`TrainedModel.serving_full`); without `registry` none was added to it.
+
+        `calibration` is that of its manifest; without it the network's own scores are served.
 
         Raises:
             ValueError: names or shapes are not those of this schema and configuration.
@@ -74,8 +82,9 @@ class ServingModel:
             tuple(task.policy for task in schema.tasks.values()),
             registry,
             config.precision,
+            {},
         )
-        return empty.apply_delta(tensors)
+        return empty.apply_delta(tensors, calibration)
 
     def scored_as(self, scenario: str) -> str:
         """Returns the scenario whose part of the model scores the rows of a scenario: its own, or the default one."""
@@ -86,8 +95,10 @@ class ServingModel:
         """Values that have a row of their own."""
         return len(self._ids)
 
-    def apply_delta(self, tensors: Mapping[str, Tensor]) -> "ServingModel":
+    def apply_delta(self, tensors: Mapping[str, Tensor], calibration: Pairs | None = None) -> "ServingModel":
         """Returns the model after a delta (`Learner.serving_delta`); this one goes on as it is.
+
+        `calibration` is that of the delta's manifest, in place of the one before.
 
         Raises:
             ValueError: names or shapes are not this model's.
@@ -108,7 +119,15 @@ class ServingModel:
         net.load_state_dict(dense)
         ids, weight = self._changed_rows(rows)
         return ServingModel(
-            self.encoder, self._layout, net, ids, weight, self._policies, self._registry, self._precision
+            self.encoder,
+            self._layout,
+            net,
+            ids,
+            weight,
+            self._policies,
+            self._registry,
+            self._precision,
+            calibration or {},
         )
 
     def _changed_rows(self, rows: Mapping[str, Tensor]) -> tuple[IdTable, Tensor]:
@@ -146,7 +165,8 @@ class ServingModel:
     def score(self, batch: EncodedBatch) -> npt.NDArray[np.float32]:
         """Returns the probabilities, [B, T] float32. A value without a row takes its field's default row.
 
-        A task whose label policy settles elsewhere than at P(y=1) (`fnc`) is mapped back to it.
+        A task whose label policy settles elsewhere than at P(y=1) (`fnc`) is mapped back to it first; then all are
+        calibrated.
         """
         batch, order_B, row_offsets = batch.resolved(self._registry.index).by_scenario(self._net.num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
@@ -160,4 +180,8 @@ class ServingModel:
         for task, policy in enumerate(self._policies):
             if policy == "fnc":
                 result_BT[:, task] = served_probability(policy, result_BT[:, task])
+        if self._calibration:
+            slope_BT, offset_BT = np.moveaxis(self._pairs_MT2[batch.scenario_B[np.argsort(order_B)]], 2, 0)
+            logit_BT = slope_BT * logit_of(result_BT) + offset_BT
+            result_BT = (1 / (1 + np.exp(-logit_BT))).astype(np.float32)
         return result_BT

@@ -20,6 +20,9 @@ from model.labels import LabelBatch
 from model.losses import LossConfig, ScenarioShares, multi_scenario_loss
 from model.metrics import BoolArray
 from model.precision import products_in
+from model.score_regularization import regularization_loss
+from model.stateless_weighting import weighted_sum
+from model.teacher import Taught
 from model.trained_model import TrainedModel
 from model.training_forward import TrainingForward
 from stream.schema import PolicyName
@@ -35,6 +38,8 @@ class StepRows:
     """The cells that are learned: those of the mask whose scenario and task have had a negative."""
     weighed_BT: BoolArray
     """Those of them that weigh what their label policy says, where it says anything."""
+    taught: Taught | None = None
+    """What the teacher says of them; None: nothing."""
 
 
 class StepLoss(NamedTuple):
@@ -52,8 +57,9 @@ class StepLoss(NamedTuple):
 def step_loss(model: TrainedModel, config: ModelConfig, forward: TrainingForward, rows: StepRows) -> StepLoss:
     """Returns the loss, not yet run backward; of the model only the weighting of the tasks takes note of it.
 
-    L = sum_j w_j L_j + the network's own: w from `model.loss_weighting`, L_j from `model.losses`, whose weights are the
-    examples' times what their label policies say.
+    L = sum_j w_j (L_j + R_j) + the network's own: w from `model.loss_weighting`, L_j from `model.losses`, whose weights
+    are the examples' times what their label policies say, R_j from `model.score_regularization`. Where the w are
+    learned, they are so from the L_j alone.
     """
     net, labels, device = model.net, rows.labels, forward.logits_BT.device
     label_BT, weight_BT, num_weighed, num_guarded = labels.label_BT, labels.weight_BT, 0, 0
@@ -76,10 +82,24 @@ def step_loss(model: TrainedModel, config: ModelConfig, forward: TrainingForward
     # What weighs nothing has nothing to say; NaN counts, so that the finite check sees it.
     is_present_T = (rows.trained_BT & (weight_BT != 0)).any(axis=0)
     loss = model.weighting.combine(loss_T, is_present_T, forward.c_BC, model.num_steps)
+    if rows.taught is not None:
+        held_T = _held_T(config, forward.own_BT, rows, rows.taught, lambda_BT)
+        loss = loss + weighted_sum(held_T, model.weighting.weights())
     auxiliary_loss = net.auxiliary_loss()
     if auxiliary_loss is not None:
         loss = loss + auxiliary_loss
     return StepLoss(loss, num_capped, num_weighed, num_guarded)
+
+
+def _held_T(
+    config: ModelConfig, z_BT: Tensor, rows: StepRows, taught: Taught, lambda_BT: npt.NDArray[np.float32]
+) -> Tensor:
+    """Returns each task's R_j, [T]; the sampling weight counts, what a label policy says of a label does not."""
+    factor_BT = lambda_BT * taught.factor_BT
+    if rows.labels.sampling_B is not None:
+        factor_BT = factor_BT * np.minimum(rows.labels.sampling_B, config.loss.max_example_weight)[:, None]
+    is_held_BT, factor = (torch.from_numpy(array).to(z_BT.device) for array in (taught.is_held_BT, factor_BT))
+    return regularization_loss(config.score_regularization.form, z_BT, taught.z_BT, is_held_BT, factor)
 
 
 def _policy_weights(

@@ -12,18 +12,21 @@ from torch import Tensor
 
 from model.assembly import InputLayout
 from model.auxiliary import AuxiliaryHeads
+from model.calibrator import Pairs
 from model.config import ModelConfig
 from model.embedding import EmbeddingTable
 from model.growth import ScenarioGrowth, check_growth, grow, take_moments
 from model.loss_weighting import loss_weighting
 from model.losses import ScenarioShares
 from model.metrics import Int64Array
+from model.network import Network
 from model.scenario_registry import ScenarioRegistry
 from model.seeding import named_generator
 from model.shapes import check_same_shapes
+from model.teacher import Teacher
 from stream.schema import SchemaConfig
 
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 
 
 class TrainedModel:
@@ -57,10 +60,16 @@ class TrainedModel:
         """Where a negative was learned, so that positives may be."""
         self.num_steps = 0
         """Steps made, skipped ones not counted."""
+        self._schema, self._layout, self._config = schema, layout, config
         self._seed = seed
         self._max_scenario_weight = config.loss.max_scenario_weight
         self._exported_clock = 0
         self._promoted_clock = 0
+        regularization = config.score_regularization
+        self.teacher: Teacher | None = None
+        """What scores are held to; None: nothing."""
+        if regularization.weights(tuple(schema.tasks)).any():
+            self.teacher = Teacher(schema, regularization, self.table, self._served_net, config.loss.half_life_rows)
 
     @property
     def registry(self) -> ScenarioRegistry:
@@ -76,7 +85,26 @@ class TrainedModel:
         self.heads.add_scenario(donor)
         self.shares.add_scenario(self._max_scenario_weight)
         self.has_negative_MT = np.vstack([self.has_negative_MT, self.has_negative_MT[donor]])
+        if self.teacher is not None:
+            self.teacher.add_scenario(donor)
         self.growth.add(name)
+
+    def take_teacher(self, version: int, watermark_ms: int) -> None:
+        """Copies the model as it is now for its teacher; the copy teaches once `version` is promoted."""
+        assert self.teacher is not None
+        self.teacher.take(version, watermark_ms, self.net, len(self.registry.names))
+
+    def promote_teacher(self, version: int, calibration: Pairs) -> None:
+        """Lets a version that went live, and the scores that it serves with this calibration, teach."""
+        assert self.teacher is not None
+        self.teacher.promoted(version, self.registry.names, calibration)
+
+    def _served_net(self, num_scenarios: int) -> Network:
+        """Returns a network as it is served, of the first so many scenarios, its values to be loaded."""
+        net = self._config.build_network(self._layout.network_shape(self._schema), seed=None).for_serving()
+        for name in self.registry.names[net.num_scenarios : num_scenarios]:
+            net.add_scenario(self.registry.index(self.registry.parents[name]))
+        return net.to(self.table.weight.device)
 
     def open_scenarios(self, scenario_B: Int64Array) -> None:
         """Takes note of learned rows: added scenarios open to the others as theirs become more."""
@@ -96,6 +124,8 @@ class TrainedModel:
                 tensors[f"adam.{moment}.{name}"] = _copied(tensor)
         tensors |= {f"heads.{name}": tensor for name, tensor in self.heads.state().items()}
         tensors |= {f"weighting.{name}": tensor for name, tensor in self.weighting.state().items()}
+        if self.teacher is not None:
+            tensors |= {f"teacher.{name}": tensor for name, tensor in self.teacher.state().items()}
         tensors["loss.share_MT"] = torch.from_numpy(self.shares.share_MT.copy())
         tensors["loss.has_negative_MT"] = torch.from_numpy(self.has_negative_MT.copy())
         return tensors
@@ -109,6 +139,7 @@ class TrainedModel:
             "exported_clock": self._exported_clock,
             "promoted_clock": self._promoted_clock,
             "growth": self.growth.state(),
+            "teacher": None if self.teacher is None else self.teacher.state_meta(),
         }
 
     def load_state(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -146,6 +177,8 @@ class TrainedModel:
         self.num_steps = int(meta["num_steps"])
         self._exported_clock = int(meta["exported_clock"])
         self._promoted_clock = int(meta["promoted_clock"])
+        if self.teacher is not None:
+            self.teacher.load_state(_under("teacher.", tensors), meta["teacher"] or {}, self.registry)
 
     def _grow_to(self, state: Mapping[str, Any]) -> None:
         """Gives a new model the scenarios that were added to the one whose growth is given."""

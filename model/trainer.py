@@ -25,6 +25,7 @@ from model.labels import LabelBatch
 from model.learner import Learner
 from model.progressive import MetricsConfig, ProgressiveMetrics
 from model.publish import Identity, Progress, Publisher, PublishStats
+from model.served_teacher import ServedScores
 from model.snapshot import Manifest
 from model.source import ExampleMessage, ExampleSource
 from model.step_report import StepReport
@@ -136,7 +137,9 @@ class Trainer:
         self._config_hash = config_hash
         self._run_id = run_id
         self.learner = Learner(schema, model_config, config.seed, device_of(config.device))
-        self.metrics = ProgressiveMetrics(schema.scenarios, tuple(schema.tasks), config.metrics, schema.max_window_ms)
+        self.metrics = ProgressiveMetrics(
+            schema.scenarios, tuple(schema.tasks), config.metrics, schema.max_window_ms, model_config.calibration
+        )
         # Freshness is about actions that are learned as they come; those of the other tasks wait by intention.
         self._eager_T = np.array([task.policy == "eager" for task in schema.tasks.values()])
         self.stats = TrainerStats()
@@ -228,6 +231,9 @@ class Trainer:
         self._intake.learned(parts)
         self.gauges.watermark_ms = self._intake.watermark_ms
         self.metrics.advance(self.gauges.watermark_ms, max(part.settle_ms for part in parts))
+        teacher = self.learner.trained.teacher
+        if teacher is not None and teacher.falls_due(self.gauges.watermark_ms):
+            self._renew_teacher()
 
     def _step(self, rows: TrainRows, parts: list[Part]) -> None:
         labels = LabelBatch(
@@ -236,6 +242,10 @@ class Trainer:
             weight_BT=rows.weight_BT,
             first_BT=rows.first_BT,
             watermark_ms=self._intake.watermark_ms,
+            sampling_B=rows.sampling_B,
+            served=ServedScores(
+                probability_BT=rows.served_BT, version_B=rows.version_B, impression_ms_B=rows.impression_ms_B
+            ),
             delayed=rows.delayed,
         )
         batch = self.learner.resolved(rows.batch)
@@ -326,15 +336,43 @@ class Trainer:
             watermark_ms=self.gauges.watermark_ms,
             offsets={partition: position.offset for partition, position in self._intake.positions.items()},
             metrics=self.metrics.report("window"),
+            calibration=self.metrics.calibration(),
         )
         manifest = self._publisher.publish(self.learner.trained, progress)
         if manifest is not None:
             self._published_step = manifest.step
+            self._teach(manifest)
         else:
             # A store that hangs costs a time-out per attempt: at most a quarter of the time goes into those.
             ended_ms = self._now_ms()
             self._publish_due_ms = max(self._publish_due_ms, ended_ms + 3 * (ended_ms - started_ms))
         return manifest
+
+    def _renew_teacher(self) -> None:
+        """Publishes at once, so that when the teacher is copied depends on event time alone.
+
+        If that fails, the next version that goes live is copied. Where nothing is published every copy teaches.
+        """
+        if self._publisher is not None:
+            self.publish()
+            return
+        model = self.learner.trained
+        model.take_teacher(0, self.gauges.watermark_ms)
+        model.promote_teacher(0, {})
+
+    def _teach(self, manifest: Manifest) -> None:
+        """Lets a version that went live teach. Nothing was learned since it was exported, so a copy is that version."""
+        model = self.learner.trained
+        if model.teacher is None:
+            return
+        if model.teacher.is_due:
+            model.take_teacher(manifest.version, self.gauges.watermark_ms)
+        model.promote_teacher(manifest.version, manifest.calibration)
+
+    def deny_teacher(self, version: int) -> None:
+        """Lets a version that was rolled back teach no more, from the next step on."""
+        if self.learner.trained.teacher is not None:
+            self.learner.trained.teacher.deny(version)
 
     def _new_publisher(self, last_version: int) -> Publisher | None:
         if self._parts.store is None:

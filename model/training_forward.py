@@ -20,6 +20,8 @@ class TrainingForward:
     """The representation."""
     logits_BT: Tensor
     """What is learned: with dropout and batch statistics, if it has any, and with the effect of the position."""
+    own_BT: Tensor
+    """The same without the effect of the position: what is served, with its gradient."""
     score_BT: Tensor
     """What an evaluation forward gives, without gradient."""
     shown_BT: Tensor
@@ -41,7 +43,11 @@ def training_forward(net: Network, inputs: NetworkInputs, precision: Precision) 
                 score_BT = net(replace(inputs, noise=None)).float()
     bias_BT = net.position_bias(inputs, score_BT)
     if bias_BT is None:
-        return TrainingForward(c_BC=c_BC, logits_BT=logits_BT, score_BT=score_BT, shown_BT=score_BT)
+        return TrainingForward(c_BC=c_BC, logits_BT=logits_BT, own_BT=logits_BT, score_BT=score_BT, shown_BT=score_BT)
     return TrainingForward(
-        c_BC=c_BC, logits_BT=logits_BT + bias_BT, score_BT=score_BT, shown_BT=score_BT + bias_BT.detach()
+        c_BC=c_BC,
+        logits_BT=logits_BT + bias_BT,
+        own_BT=logits_BT,
+        score_BT=score_BT,
+        shown_BT=score_BT + bias_BT.detach(),
     )

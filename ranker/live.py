@@ -46,10 +46,10 @@ def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, 
         if manifest.kind == "full":
             config = msgspec.convert(manifest.model_config, ModelConfig)
             registry = ScenarioRegistry.restored(schema, manifest.scenarios, manifest.scenario_parents)
-            return LiveModel(manifest, ServingModel.from_full(schema, config, tensors, registry))
+            return LiveModel(manifest, ServingModel.from_full(schema, config, tensors, registry, manifest.calibration))
         if held is None or held.manifest.version != manifest.base_version:
             raise SnapshotGapError(f"delta {manifest.version} is built on version {manifest.base_version}")
-        return LiveModel(manifest, held.model.apply_delta(tensors))
+        return LiveModel(manifest, held.model.apply_delta(tensors, manifest.calibration))
     except ValueError as error:  # msgspec's ValidationError is one
         raise SnapshotFormatError(f"tensors make no network: version={manifest.version} error={error}") from error
 
