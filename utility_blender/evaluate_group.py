@@ -1,6 +1,6 @@
 """The off-policy figures of requests that are judged together: a large scenario, or the small ones pooled.
 
-Shape letters: N requests, M draws, C candidates, T tasks, A actions, K columns, H bandwidths.
+Shape letters: N requests, M draws, C candidates, T tasks, A actions, K columns.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from utility_blender.cross_fit import cross_fitted
 from utility_blender.estimators import doubly_robust, effective_share, ips, snips
 from utility_blender.gate_config import GateConfig
 from utility_blender.inclusion import Inclusion, count_shown, importance, uncovered
-from utility_blender.kernel import allowed_bandwidths, angles, distance, kernel_means, kernel_weights
+from utility_blender.kernel import angles, bandwidth, distance, kernel_means, kernel_weights
 from utility_blender.ope_report import WEIGHT_BINS, GroupReport, Interval
 from utility_blender.outcomes import Ints, Outcomes
 from utility_blender.policy import Policy, directions
@@ -50,13 +50,13 @@ class Group:
         self._center_NT = center.weights(outcomes.contexts)
         self._item_NC = item_rewards(outcomes, reward)
         self._reward_N = self._item_NC.sum(axis=1)
-        self._bandwidths = allowed_bandwidths(distance(outcomes.weights_NT, outcomes.center_NT))
+        self._bandwidth = bandwidth(distance(outcomes.weights_NT, outcomes.center_NT))
         if q_model is None:
             self._predict = cross_fitted(outcomes, self._reward_N, seed=seed)
         else:
             self._predict = lambda weights_NT: q_model.predict(outcomes.contexts, weights_NT, outcomes.center_NT)
         self._inclusion = Inclusion(self._count_shown(), config.inclusion_draws)
-        self._center_means_NH = self._kernel_means(self._center_NT)
+        self._central_N = self._kernel_weights(self._center_NT)
 
     def of(self, policy: Policy) -> GroupReport:
         """Returns the figures of a policy."""
@@ -64,7 +64,7 @@ class Group:
         weights_NT = policy.weights(outcomes.contexts)
         angle_N = angles(weights_NT, center_NT)
         explored_N = angles(outcomes.weights_NT, outcomes.center_NT)
-        columns, omega_NC, omega_N, bandwidth = self._columns(weights_NT)
+        columns, omega_NC, omega_N = self._columns(weights_NT)
         sums = Bootstrap(
             user_sums(np.stack(list(columns.values()), axis=1), outcomes.user_id),
             self._config.resamples,
@@ -94,7 +94,7 @@ class Group:
             },
             ess=effective_share(omega_N),
             uncovered=of.ratio("uncovered", "size").value,
-            bandwidth=bandwidth,
+            bandwidth=self._bandwidth,
             angle=float(np.median(angle_N)),
             angle_p95=float(np.quantile(angle_N, 0.95)),
             angle_explored=float(np.sqrt((explored_N**2).mean())),
@@ -105,15 +105,12 @@ class Group:
             weight_counts={"item": _histogram(shown), "kernel": _histogram(omega_N)},
         )
 
-    def _columns(self, weights_NT: Floats) -> tuple[dict[str, Floats], Floats, Floats, float]:
-        """Returns what every estimate is made of, per request, the item and kernel weights, and the bandwidth."""
+    def _columns(self, weights_NT: Floats) -> tuple[dict[str, Floats], Floats, Floats]:
+        """Returns what every estimate is made of, per request, and the item and the kernel weights."""
         outcomes, center_NT, reward_N = self._outcomes, self._center_NT, self._reward_N
         omega_NC = importance(outcomes, self._inclusion, weights_NT)
         central_NC = importance(outcomes, self._inclusion, center_NT)
-        kernel_NH = kernel_weights(weights_NT, outcomes.weights_NT, self._kernel_means(weights_NT), self._bandwidths)
-        central_NH = kernel_weights(center_NT, outcomes.weights_NT, self._center_means_NH, self._bandwidths)
-        chosen = self._bandwidth(kernel_NH)
-        kernel_N, central_N = kernel_NH[:, chosen], central_NH[:, chosen]
+        kernel_N, central_N = self._kernel_weights(weights_NT), self._central_N
         residual_N = reward_N - self._predict(outcomes.weights_NT)
         columns = {
             "one": np.ones(outcomes.num_requests),
@@ -141,7 +138,7 @@ class Group:
                 value_NC = outcomes.value_NCA[:, :, outcomes.actions.index(action)]
                 columns[f"{scope}/{action}"] = rows_N * (omega_NC * value_NC).sum(axis=1)
                 columns[f"{scope}/{action}/center"] = rows_N * (central_NC * value_NC).sum(axis=1)
-        return columns, omega_NC, kernel_N, self._bandwidths[chosen]
+        return columns, omega_NC, kernel_N
 
     def _guardable(self) -> dict[str, list[str]]:
         """Returns the actions met: of the group, and of each of its scenarios if there are several."""
@@ -168,11 +165,6 @@ class Group:
             mean_NT[names == name] = mean_NT[names == name].mean(axis=0)
         return mean_NT
 
-    def _bandwidth(self, omega_NH: Floats) -> int:
-        """Returns the index of the smallest bandwidth with enough effective requests; else of the widest allowed."""
-        enough = (h for h, omega_N in enumerate(omega_NH.T) if effective_share(omega_N) >= self._config.min_ess)
-        return next(enough, len(self._bandwidths) - 1)
-
     def _count_shown(self) -> Ints:
         num = self._config.inclusion_draws
         per_request = num * self._outcomes.position_NC.shape[1]
@@ -180,13 +172,11 @@ class Group:
         count_NC: Ints = np.concatenate(counts)
         return count_NC
 
-    def _kernel_means(self, weights_NT: Floats) -> Floats:
+    def _kernel_weights(self, weights_NT: Floats) -> Floats:
         num = self._config.kernel_draws
-        per_request = num * len(self._outcomes.tasks)
-        parts = self._draws(num, per_request)
-        means = [kernel_means(weights_NT[rows], draws, self._bandwidths) for _, draws, rows in parts]
-        means_NH: Floats = np.concatenate(means)
-        return means_NH
+        parts = self._draws(num, num * len(self._outcomes.tasks))
+        means = [kernel_means(weights_NT[rows], draws, self._bandwidth) for _, draws, rows in parts]
+        return kernel_weights(weights_NT, self._outcomes.weights_NT, np.concatenate(means), self._bandwidth)
 
     def _draws(self, num: int, per_request: int) -> Iterator[tuple[Outcomes, Floats, Ints]]:
         """Yields requests, `num` fresh draws of each, and which ones they are; the same draws at each call."""

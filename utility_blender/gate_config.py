@@ -22,9 +22,10 @@ class GateConfig:
     """Least effective share of the requests, (sum w)^2 / (N sum w^2) of the kernel's weights; in (0, 1)."""
     max_uncovered: float = 0.01
     """Largest share of the policy's slates that the exploration never shows; in [0, 1)."""
-    max_angle: float = 1.1
-    """Largest median angle between the policy's and the centre's weights, in RMS angles of the exploration; above 0."""
-    max_angle_p95: float = 2.0
+    max_angle: float = 1.2
+    """Largest median angle between the policy's and the centre's weights, in RMS angles of the exploration; above 0. A
+    little more than learning admits: it measures on other requests."""
+    max_angle_p95: float = 2.2
     """The same for the 95th percentile; above 0."""
     guarded: Mapping[str, float] = field(default_factory=dict)
     """Actions that may not suffer -> most relative loss that the 95 % bound may leave open, above 0 (0.005: half a

@@ -5,10 +5,8 @@
 Rankings depend on the direction of the weights only, so that is where nearness is measured. Kernels for continuous
 actions: Kallus and Zhou (2018); the normalisation by fresh draws of the logged law and the choice of h are ours.
 
-Shape letters: N requests, M draws, T tasks, H bandwidths.
+Shape letters: N requests, M draws, T tasks.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,8 +22,8 @@ def distance(a_NT: Floats, b_NT: Floats) -> Floats:
     >>> distance(np.array([[1.0, 0.0]]), np.array([[3.0, 0.0]]))
     array([0.])
     """
-    length_N = np.linalg.norm(a_NT, axis=-1) * np.linalg.norm(b_NT, axis=-1)
-    distance_N: Floats = 1.0 - (a_NT * b_NT).sum(axis=-1) / length_N
+    length_N = np.sqrt(_dot(a_NT, a_NT) * _dot(b_NT, b_NT))
+    distance_N: Floats = 1.0 - _dot(a_NT, b_NT) / length_N
     return distance_N
 
 
@@ -35,32 +33,36 @@ def angles(a_NT: Floats, b_NT: Floats) -> Floats:
     return degrees_N
 
 
-def allowed_bandwidths(explored_N: Floats) -> tuple[float, ...]:
-    """Returns the bandwidths up to the mean distance of drawn from central weights, `explored_N`.
+def bandwidth(explored_N: Floats) -> float:
+    """Returns the widest of `BANDWIDTHS` up to the mean distance of drawn from central weights, `explored_N`.
 
-    A wider kernel counts all draws alike and shrinks every lift to 0. Where all are too wide: that mean itself.
+    A wider kernel counts all draws alike and shrinks every lift to 0; a narrower one lets few requests speak: at half
+    the width the error of a lift is twice as large. Where all are too wide: that mean itself.
     """
     widest = float(explored_N.mean())
-    return tuple(h for h in BANDWIDTHS if h <= widest) or (widest,)
+    return max((h for h in BANDWIDTHS if h <= widest), default=widest)
 
 
-def kernel_means(weights_NT: Floats, draws_NMT: Floats, bandwidths: Sequence[float]) -> Floats:
-    """Returns m, the mean of the kernel over the draws, mean_NH.
+def kernel_means(weights_NT: Floats, draws_NMT: Floats, h: float) -> Floats:
+    """Returns m, the mean of the kernel over the draws, mean_N.
 
     Raises:
         ValueError: fewer than 400 draws; weights would be biased upwards.
     """
     if draws_NMT.shape[1] < MIN_KERNEL_DRAWS:
         raise ValueError(f"kernel_draws: {draws_NMT.shape[1]} is not allowed; at least {MIN_KERNEL_DRAWS}")
-    distance_NM = distance(draws_NMT, weights_NT[:, None, :])
-    means_NH: Floats = np.stack([np.exp(-distance_NM / h).mean(axis=1) for h in bandwidths], axis=1)
-    return means_NH
+    mean_N: Floats = np.exp(-distance(draws_NMT, weights_NT[:, None, :]) / h).mean(axis=1)
+    return mean_N
 
 
-def kernel_weights(weights_NT: Floats, drawn_NT: Floats, means_NH: Floats, bandwidths: Sequence[float]) -> Floats:
-    """Returns the importance weight of each logged draw under each bandwidth, omega_NH."""
-    distance_N1 = distance(drawn_NT, weights_NT)[:, None]
-    log_NH = -distance_N1 / np.array(bandwidths)
+def kernel_weights(weights_NT: Floats, drawn_NT: Floats, mean_N: Floats, h: float) -> Floats:
+    """Returns the importance weight of each logged draw, omega_N."""
+    kernel_N = np.exp(-distance(drawn_NT, weights_NT) / h)
     # Where the kernel is 0 for all draws there is no support; its own weight then is 0 as well, and shows in the mean.
-    omega_NH: Floats = np.divide(np.exp(log_NH), means_NH, out=np.zeros_like(means_NH), where=means_NH > 0)
-    return omega_NH
+    omega_N: Floats = np.divide(kernel_N, mean_N, out=np.zeros_like(mean_N), where=mean_N > 0)
+    return omega_N
+
+
+def _dot(a_NT: Floats, b_NT: Floats) -> Floats:
+    dot_N: Floats = np.einsum("...t,...t->...", a_NT, b_NT)
+    return dot_N
