@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from freshrank.slate_scorer import SlateScorer
+from model.canary import CanaryConfig
 from model.config import ModelConfig
+from model.gate_config import OFF
 from model.store import MemorySnapshotStore
 from model.trainer import Trainer, TrainerConfig, TrainerParts
 from stream.emission import Emission, Outcome
@@ -59,8 +61,9 @@ class InProcessLoop:
         store = MemorySnapshotStore()
         self.trainer = Trainer(
             schema,
-            # Messages are handed in one by one: their order is the log's already, there are no partitions to merge.
-            replace(trainer, deterministic=False),
+            # Messages are handed in one by one: their order is the log's already, there are no partitions to merge. And
+            # what an experiment serves must not hang on a gate: it has nobody to protect.
+            replace(trainer, deterministic=False, gate=OFF, canary=CanaryConfig()),
             model,
             now_ms=lambda: self._clock_ms,
             parts=TrainerParts(store=store),

@@ -84,6 +84,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     from ranker.follow import SnapshotFollower
     from ranker.freshness import FreshnessRecorder
     from ranker.request import RequestDecoder
+    from ranker.score_shift import ScoreShift
     from ranker.sequences import RedisSequenceReader
     from ranker.stats import RankerStats
     from ranker.version_churn import VersionChurn
@@ -98,11 +99,12 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     return Ranker(
         decoder=RequestDecoder(run.schema, run.ranker.limits, stats),
         sequences=RedisSequenceReader(run.redis.url, run.ranker.sequence, stats, now_ms),
-        follower=SnapshotFollower(store, run.schema, stats, freshness, VersionChurn(blender)),
+        follower=SnapshotFollower(store, run.schema, stats, freshness, VersionChurn(blender), run.ranker.lane),
         blender=blender,
         log=EventLog(kafka_adapter.producer(run.kafka), run.kafka, stats),
         stats=stats,
         freshness=freshness,
+        score_shift=ScoreShift(blender, stats),
         now_ms=now_ms,
         elapsed_s=time.perf_counter,
         new_request_id=lambda: uuid.uuid4().hex,
@@ -129,6 +131,8 @@ def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
     if churn is not None and churn.top1_changed_share is not None and churn.rbo is not None:
         yield Reading("freshrank_ranker_churn_ratio", churn.top1_changed_share, ("top1_changed",))
         yield Reading("freshrank_ranker_churn_ratio", churn.rbo, ("rbo",))
+    for (scenario, task), psi in ranker.score_shift.psi.items():
+        yield Reading("freshrank_ranker_score_shift_ratio", psi, (task, scenario))
     for name, histogram in (
         ("freshrank_ranker_freshness_seconds", ranker.freshness.histogram),
         ("freshrank_ranker_latency_seconds", ranker.stats.latency_ms),

@@ -16,6 +16,7 @@ ModelError
 |  `- SnapshotGapError        a delta whose base is not there
 `- StoreError
    |- StaleEpochError         another trainer publishes this model: stop this one
+   |  `- RolledBackError      this trainer's work was rolled back: start it again, it goes on from before
    |- PointerOrderError       the pointer already names a later version
    |- SnapshotMissingError    the store does not hold what was asked for
    `- StoreUnavailableError   the store does not answer: training and serving go on, publishing is tried again
@@ -84,6 +85,10 @@ class StoreError(ModelError):
 
 class StaleEpochError(StoreError):
     """A trainer with a higher epoch has taken over publishing."""
+
+
+class RolledBackError(StaleEpochError):
+    """What this trainer published was rolled back; the text says to which version and why."""
 
 
 class PointerOrderError(StoreError):

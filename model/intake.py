@@ -39,6 +39,8 @@ class Intake:
         """Per partition, the next thing to train on."""
         self.watermarks_ms: dict[int, int] = {}
         """Per partition, the watermark of the last message that is learned."""
+        self.quarantine: Mapping[int, tuple[int, int]] = {}
+        """Per partition, offsets [from, to) whose rows are counted and skipped."""
 
     @property
     def watermark_ms(self) -> int:
@@ -69,6 +71,10 @@ class Intake:
         else:
             order_ms, watermark_ms, settle_ms = decoded.order_ms, decoded.watermark_ms, decoded.settle_ms
             rows = decoded.rows if decoded.rows.num_rows else None
+            first, end = self.quarantine.get(message.partition, (0, 0))
+            if first <= message.offset < end:
+                self._stats.quarantined += 1
+                rows = None
         part = Part(
             partition=message.partition,
             offset=message.offset,

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from model.calibrator import Pairs
+from model.canary import Canary
 from model.exceptions import SnapshotGapError, StaleEpochError, StoreError, StoreUnavailableError
 from model.gate import PublishGate
+from model.gate_report import blocked, sentence
 from model.metrics import Int64Array
 from model.progressive import Report
 from model.snapshot import MAX_FEEDBACK_TIMES, Manifest, encode_payload, payload_sha256
-from model.store import SnapshotStore
+from model.store import SnapshotStore, stale_epoch
 from model.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class Progress:
     watermark_ms: int
     offsets: dict[int, int]
     metrics: Report
+    rows: int = 0
+    """Rows learned, over all time."""
     calibration: Pairs = field(default_factory=dict)
 
 
@@ -49,11 +53,13 @@ class PublishStats:
 
     snapshots: Counter[str] = field(default_factory=lambda: Counter(full=0, delta=0))
     """Snapshots that went live, by kind: `full`, `delta`."""
-    failures: Counter[str] = field(default_factory=lambda: Counter(unavailable=0, rejected=0, refused=0))
-    """Snapshots that did not, by reason: `unavailable` (the store does not answer), `rejected` (by the gate), `refused`
-    (by the store; the next one is a full one)."""
+    failures: Counter[str] = field(default_factory=lambda: Counter(unavailable=0, rejected=0, refused=0, frozen=0))
+    """Snapshots that did not, by reason: `unavailable` (the store does not answer), `rejected` (by the gate), `frozen`
+    (not even tried, after many rejections), `refused` (by the store; the next one is a full one)."""
     version: int = 0
     """The version that is live by this trainer; 0 before the first."""
+    released: int = 0
+    """The version that the stable lane serves by this trainer; 0 before the first."""
     epoch: int = 0
     """The epoch this trainer holds; 0 before the store gave one."""
     payload_bytes: int = 0
@@ -106,13 +112,16 @@ class Publisher:
         now_ms: Callable[[], int],
         last_version: int,
         stats: PublishStats,
+        gate: PublishGate,
+        canary: Canary,
     ) -> None:
         self._store = store
         self._identity = identity
         self._full_every = full_every
         self._now_ms = now_ms
         self._version = last_version
-        self._gate: PublishGate | None = None
+        self._gate = gate
+        self._canary = canary
         self._deltas_since_full = 0
         self._candidate_rows = 0
         self.feedback = FeedbackSample()
@@ -145,11 +154,18 @@ class Publisher:
         return manifest
 
     def _publish(self, model: TrainedModel, progress: Progress) -> Manifest | None:
-        gate = self._gate or self._start()
+        gate = self._gate
+        if not self.stats.epoch:
+            self._start()
         live = self._store.pointer()
+        if live is not None and live.epoch > self.stats.epoch:
+            raise stale_epoch(live, live.epoch, self.stats.epoch)
+        if gate.is_frozen:
+            self.stats.failures["frozen"] += 1
+            return None
         if live is not None and live.epoch == self.stats.epoch and live.version != self.stats.version:
             # The answer to the last promotion was lost. Rows stay marked, so the next delta holds them once more.
-            gate.promoted(live, self._candidate_rows)
+            gate.promoted(live)
             self._went_live(live, self._candidate_rows)
         is_delta = (
             live is not None
@@ -181,31 +197,59 @@ class Publisher:
             calibration=progress.calibration,
         )
         self._store.put(manifest, payload)  # 1, 2
-        reasons = gate.reasons(manifest, tensors, num_rows)  # 3
-        if reasons:
+        findings = gate.judge(manifest, tensors, num_rows=num_rows, rows_learned=progress.rows)  # 3
+        if blocked(findings):
+            gate.rejected()
             self.stats.failures["rejected"] += 1
-            self._store.reject(manifest, "; ".join(reasons))
-            logger.error("Snapshot failed its gate version=%d reasons=%s", manifest.version, "; ".join(reasons))
+            self._store.reject(manifest, sentence(findings), findings)
+            logger.error("Snapshot failed its gate version=%d reasons=%s", manifest.version, sentence(findings))
             return None
-        self._store.promote(manifest)  # 4
+        self._store.promote(manifest, release=not self._canary.is_on)  # 4
         model.mark_promoted()
         self.feedback.clear()
-        gate.promoted(manifest, num_rows)
+        gate.promoted(manifest)
         self._went_live(manifest, num_rows)
         return manifest
 
-    def _start(self) -> PublishGate:
+    def _start(self) -> None:
         """Claims the right to publish; done at the first publish, so that training starts without the store too."""
-        live = self._store.pointer()
-        self._version = max(self._version, live.version if live is not None else 0)
+        self._version = max(self._version, self._store.last_version())
         self.stats.epoch = self._store.next_epoch()
-        self._gate = PublishGate(last_version=self._version)
+        self._gate.level0.last_version = self._version
+        stable = self._store.pointer("stable")
+        if stable is not None:
+            self._released(stable.version)
         logger.info("Publishing starts epoch=%d after_version=%d", self.stats.epoch, self._version)
-        return self._gate
+
+    def watch_lanes(self) -> None:
+        """Lets the stable lane follow what has served the canary lane long enough; looks for who has taken over.
+
+        Raises:
+            StaleEpochError: another trainer has taken over, or a rollback was made.
+        """
+        if not self.stats.epoch:
+            return
+        try:
+            live = self._store.pointer()
+            if live is not None and live.epoch > self.stats.epoch:
+                raise stale_epoch(live, live.epoch, self.stats.epoch)
+            due = self._canary.due(self._now_ms()) if self._canary.is_on else None
+            if due is not None and self._store.release(due, self.stats.epoch):
+                self._released(due)
+        except StoreUnavailableError as error:
+            logger.warning("Lanes not looked at, training goes on error=%s", error)
+
+    def _released(self, version: int) -> None:
+        self.stats.released = version
+        self._canary.released(version, self._now_ms())
 
     def _went_live(self, manifest: Manifest, num_rows: int) -> None:
         self._deltas_since_full = 0 if manifest.kind == "full" else self._deltas_since_full + 1
         self.stats.snapshots[manifest.kind] += 1
+        if self._canary.is_on and self.stats.released:
+            self._canary.promoted(manifest.version, self._now_ms())
+        else:  # the first of all goes to both lanes, or there is but one
+            self._released(manifest.version)
         self.stats.version = manifest.version
         self.stats.payload_bytes = manifest.payload_bytes
         self.stats.rows = num_rows

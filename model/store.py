@@ -131,8 +131,9 @@ class SnapshotStore(Protocol):
         """
 
     def release(self, version: int, epoch: int) -> bool:
-        """Moves the stable lane forward to a version that was promoted, and announces it. False if it is not kept, not
-        after the one released, or denied.
+        """Moves the stable lane forward to a version that was promoted, and announces it.
+
+        False if that version is not kept, not after the one released, or denied.
 
         Raises:
             StaleEpochError: a higher epoch than `epoch` has been given out.

@@ -14,17 +14,24 @@ import numpy as np
 import numpy.typing as npt
 
 from model.batching import MicroBatcher, Part
-from model.checkpoint import FileWriter, Position, load_latest, save_checkpoint
+from model.canary import Canary, CanaryConfig
+from model.checkpoint import FileWriter, Position, save_checkpoint
 from model.compatibility import weights_depend_on
 from model.config import ModelConfig
 from model.device import DeviceName, device_of
 from model.examples import ExampleDecoder, TrainRows
 from model.exceptions import TrainingDivergedError
+from model.features import EncodedBatch
+from model.gate import PublishGate
+from model.gate_config import GateConfig
+from model.gate_watch import GateWatch
 from model.intake import Intake
 from model.labels import LabelBatch
 from model.learner import Learner
+from model.probe_set import Weights
 from model.progressive import MetricsConfig, ProgressiveMetrics
 from model.publish import Identity, Progress, Publisher, PublishStats
+from model.rollback import checkpoint_after
 from model.served_teacher import ServedScores
 from model.snapshot import Manifest
 from model.source import ExampleMessage, ExampleSource
@@ -70,6 +77,10 @@ class TrainerConfig:
     """Stop with an error when so many micro-batches in a row were not finite; at least 1."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """Windows of progressive validation."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What must be true of a version, and of the data behind it, before anybody may serve it."""
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    """A lane of rankers that new versions serve first."""
 
     def __post_init__(self) -> None:
         if not self.model_name:
@@ -106,6 +117,9 @@ class TrainerParts:
     """Is given each message that cannot be decoded, and the reason: at least once each."""
     writer: FileWriter = field(default_factory=FileWriter)
     """What writes checkpoints."""
+    weights: Weights = field(default_factory=dict)
+    """Scenario or `default` -> production weight of each task over its scale: the gate's churn is that of the ranking.
+    Empty: it is not judged."""
 
 
 class Trainer:
@@ -142,6 +156,17 @@ class Trainer:
         )
         # Freshness is about actions that are learned as they come; those of the other tasks wait by intention.
         self._eager_T = np.array([task.policy == "eager" for task in schema.tasks.values()])
+        self.gate = PublishGate(
+            config.gate, schema, model_config, weights=self._parts.weights, cohort_ms=config.metrics.cohort_ms
+        )
+        self._watch = GateWatch(
+            config.gate,
+            self.gate,
+            Canary(config.canary, tuple(schema.tasks)),
+            store=self._parts.store,
+            folder=self._parts.checkpoint_dir,
+            deterministic=config.deterministic,
+        )
         self.stats = TrainerStats()
         self.gauges = TrainerGauges()
         self.publish_stats = PublishStats()
@@ -159,6 +184,7 @@ class Trainer:
         self._state = TrainerState(
             model=self.learner.trained,
             metrics=self.metrics,
+            gate=self.gate,
             intake=self._intake,
             stats=self.stats,
             schema_hash=schema.schema_hash(),
@@ -181,7 +207,8 @@ class Trainer:
 
         Raises:
             CheckpointMismatchError: the newest checkpoint is of a config that these weights cannot follow.
-            StaleEpochError: another trainer has taken over publishing.
+            StaleEpochError: another trainer has taken over publishing, or a rollback was made by hand.
+            RolledBackError: the gate has rolled back; a new trainer goes on from before.
             TrainingDivergedError: several micro-batches in a row were not finite.
         """
         source = self._parts.source
@@ -234,6 +261,14 @@ class Trainer:
         teacher = self.learner.trained.teacher
         if teacher is not None and teacher.falls_due(self.gauges.watermark_ms):
             self._renew_teacher()
+        self._watch.look(
+            self._intake.positions,
+            self._publisher,
+            now_ms=self._now_ms(),
+            watermark_ms=self.gauges.watermark_ms,
+            grace_ms=max(part.settle_ms for part in parts) - self._schema.max_window_ms,
+            rows_learned=self.stats.examples,
+        )
 
     def _step(self, rows: TrainRows, parts: list[Part]) -> None:
         labels = LabelBatch(
@@ -249,12 +284,17 @@ class Trainer:
             delayed=rows.delayed,
         )
         batch = self.learner.resolved(rows.batch)
+        if self.gate.is_holding:
+            self._observe(rows, batch, self.learner.score(batch))
+            self.stats.held += rows.num_rows
+            return
         report = self.learner.learn(batch, labels)
         self.stats.examples += rows.num_rows
         if report.skipped is not None:
             self._skipped(report.skipped, parts)
             return
         self._skipped_in_row = 0
+        self._observe(rows, batch, report.logits_BT)
         self.metrics.update(
             scenario_B=batch.scenario_B,
             impression_ms_B=rows.impression_ms_B,
@@ -275,6 +315,12 @@ class Trainer:
             self._publisher.feedback.add(feedback_ms_BE[feedback_ms_BE >= 0])
         self._count_unknown(rows)
 
+    def _observe(self, rows: TrainRows, batch: EncodedBatch, logit_BT: npt.NDArray[np.float32]) -> None:
+        if self._publisher is None:
+            return
+        counters, watermark_ms = self.learner.trained.table.counters, self._intake.watermark_ms
+        self._watch.observe(rows, batch, logit_BT, counters, now_ms=self._now_ms(), watermark_ms=watermark_ms)
+
     def _count_unknown(self, rows: TrainRows) -> None:
         """Counts what was learned of scenarios that are no part of the model, and adds those that have enough."""
         if not rows.batch.unknown_scenarios:
@@ -286,6 +332,7 @@ class Trainer:
         for name in model.growth.count(rows.batch.rows_of_unknown(is_first_B)):
             model.add_scenario(name)
             self.metrics.add_scenario(name)
+            self.gate.add_scenario(name)
             self.stats.scenarios_added += 1
             logger.info(
                 "Scenario added scenario=%s index=%d parent=%s step=%d",
@@ -336,6 +383,7 @@ class Trainer:
             watermark_ms=self.gauges.watermark_ms,
             offsets={partition: position.offset for partition, position in self._intake.positions.items()},
             metrics=self.metrics.report("window"),
+            rows=self.stats.examples,
             calibration=self.metrics.calibration(),
         )
         manifest = self._publisher.publish(self.learner.trained, progress)
@@ -392,6 +440,8 @@ class Trainer:
             now_ms=self._now_ms,
             last_version=last_version,
             stats=self.publish_stats,
+            gate=self.gate,
+            canary=self._watch.canary,
         )
 
     def _checkpoint_if_due(self) -> None:
@@ -407,7 +457,9 @@ class Trainer:
         started_ms = self._now_ms()
         try:
             checkpoint = self._state.checkpoint(
-                version=self._publisher.last_version if self._publisher else 0, epoch=self.publish_stats.epoch
+                version=self._publisher.last_version if self._publisher else 0,
+                epoch=self.publish_stats.epoch,
+                rollback_epoch=self._watch.rollback_epoch,
             )
             path = save_checkpoint(folder, checkpoint, keep=self._config.keep_checkpoints, writer=self._parts.writer)
         except OSError as error:
@@ -426,13 +478,18 @@ class Trainer:
         Raises:
             CheckpointMismatchError: it is of a config that these weights cannot follow; says what changed.
         """
-        folder = self._parts.checkpoint_dir
-        checkpoint = load_latest(folder) if folder is not None else None
-        if checkpoint is None:
-            return False
-        self._state.take_up(checkpoint)
-        manifest = checkpoint.manifest
-        self._saved_positions = self.positions
-        self._publisher = self._new_publisher(last_version=manifest.version)
-        logger.info("Resumed from a checkpoint step=%d positions=%s", manifest.step, manifest.positions)
-        return True
+        folder, rollback = self._parts.checkpoint_dir, self._watch.last_rollback()
+        checkpoint = checkpoint_after(folder, rollback) if folder is not None else None
+        if checkpoint is not None:
+            self._state.take_up(checkpoint)
+            manifest = checkpoint.manifest
+            self._saved_positions = self.positions
+            self._publisher = self._new_publisher(last_version=manifest.version)
+            logger.info("Resumed from a checkpoint step=%d positions=%s", manifest.step, manifest.positions)
+        if rollback is not None and folder is not None:
+            self._intake.quarantine = rollback.quarantine
+            known_epoch = checkpoint.manifest.rollback_epoch if checkpoint is not None else 0
+            self._watch.take_up(rollback, self._intake.positions, known_epoch)
+            for version in rollback.denied:
+                self.deny_teacher(version)
+        return checkpoint is not None

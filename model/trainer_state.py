@@ -6,6 +6,7 @@ from typing import Any
 from model.checkpoint import Checkpoint, CheckpointManifest
 from model.compatibility import differences
 from model.exceptions import CheckpointMismatchError
+from model.gate import PublishGate
 from model.intake import Intake
 from model.progressive import ProgressiveMetrics
 from model.trained_model import TrainedModel
@@ -18,6 +19,7 @@ class TrainerState:
 
     model: TrainedModel
     metrics: ProgressiveMetrics
+    gate: PublishGate
     intake: Intake
     stats: TrainerStats
     schema_hash: str
@@ -25,7 +27,7 @@ class TrainerState:
     depends_on: dict[str, Any]
     """What of the configuration the weights cannot do without (`model.compatibility`)."""
 
-    def checkpoint(self, *, version: int, epoch: int) -> Checkpoint:
+    def checkpoint(self, *, version: int, epoch: int, rollback_epoch: int) -> Checkpoint:
         """Returns it all as a checkpoint; `version` and `epoch` are the publisher's last."""
         manifest = CheckpointManifest(
             step=self.model.num_steps,
@@ -38,8 +40,9 @@ class TrainerState:
             depends_on=self.depends_on,
             learner_meta=self.model.state_meta(),
             counters={name: getattr(self.stats, name) for name in KEPT_COUNTS},
+            rollback_epoch=rollback_epoch,
         )
-        return Checkpoint(manifest, self.model.state(), self.metrics.state())
+        return Checkpoint(manifest, self.model.state(), self.metrics.state() | self.gate.state_arrays())
 
     def take_up(self, checkpoint: Checkpoint) -> None:
         """Makes the parts what they were.
@@ -59,7 +62,9 @@ class TrainerState:
             raise CheckpointMismatchError(f"the checkpoint of step {manifest.step} does not fit: {error}") from error
         for name in self.model.registry.names[len(self.metrics.scenarios) :]:
             self.metrics.add_scenario(name)
+            self.gate.add_scenario(name)
         self.metrics.load_state(checkpoint.metrics)
+        self.gate.load_state(checkpoint.metrics)
         self.intake.start_at(manifest.positions, manifest.watermarks_ms)
         for name, count in manifest.counters.items():
             setattr(self.stats, name, count)

@@ -17,6 +17,8 @@ KEPT_COUNTS = (
     "policies_begun",
     "scenarios_added",
     "unknown_rows",
+    "held",
+    "quarantined",
 )
 
 
@@ -63,6 +65,11 @@ class TrainerStats:
     """Scenarios that are not listed and became part of the model (`unknown_scenario: add`)."""
     unknown_rows: int = 0
     """Examples of scenarios that are not part of the model, learned as the default one's."""
+
+    held: int = 0
+    """Examples that were looked at and not learned, because data or labels were not in order."""
+    quarantined: int = 0
+    """Messages of examples that a rollback put in quarantine: skipped."""
 
     def count(self, report: StepReport) -> None:
         """Counts a micro-batch that was not skipped."""

@@ -1,7 +1,9 @@
 """Settings of the serving process, put together from those of its parts."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
+from model.store import Lane
 from ranker.request import RequestLimits
 from ranker.sequences import SequenceConfig
 from ranker.server import ServerConfig
@@ -20,3 +22,10 @@ class RankerConfig:
     """Reading the user's last actions."""
     watcher: WatcherConfig = field(default_factory=WatcherConfig)
     """Following the snapshots."""
+    lane: Lane = "stable"
+    """Which snapshots this ranker serves: `canary` takes every version that passed its gate at once, `stable` follows
+    after `trainer.canary.canary_ms`. Give a share of the rankers `canary`."""
+
+    def __post_init__(self) -> None:
+        if self.lane not in get_args(Lane):
+            raise ValueError(f"lane: {self.lane!r} is not one of {', '.join(get_args(Lane))}")

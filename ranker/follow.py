@@ -27,7 +27,7 @@ from model.exceptions import (
 )
 from model.features import RowColumns
 from model.snapshot import Manifest
-from model.store import SnapshotStore, chain_to
+from model.store import Lane, SnapshotStore, chain_to
 from ranker.freshness import FreshnessRecorder
 from ranker.live import LiveModel, next_live, warm_up
 from ranker.stats import RankerStats
@@ -63,6 +63,7 @@ class SnapshotFollower:
         stats: RankerStats,
         freshness: FreshnessRecorder,
         churn: VersionChurn | None = None,
+        lane: Lane = "stable",
     ) -> None:
         self.live: LiveModel | None = None
         self.is_current = False
@@ -72,6 +73,7 @@ class SnapshotFollower:
         self.churn = churn
         """Compares each version with the one before; whoever scores tells it the requests. None: nobody does."""
         self._store = store
+        self._lane = lane
         self._schema = schema
         self._stats = stats
         self._freshness = freshness
@@ -101,7 +103,7 @@ class SnapshotFollower:
 
     def _target(self, held: LiveModel | None) -> Manifest | None:
         """Returns what should be served; None: nothing yet."""
-        pointer = self._store.pointer()
+        pointer = self._store.pointer(self._lane)
         if held is None or pointer is None:
             return pointer
         if pointer.version < held.manifest.version and pointer.created_ms <= held.manifest.created_ms:
@@ -128,7 +130,7 @@ class SnapshotFollower:
     def _healed(self, reached: LiveModel | None, failed: Manifest | None) -> LiveModel | None:
         """Returns the newest full version if it is newer than `reached` and whole, else `reached`."""
         try:
-            full = self._store.latest_full()
+            full = self._store.latest_full(self._lane)
             if full is None or full == failed or (reached is not None and full.version <= reached.manifest.version):
                 return reached
             healed = self._step(None, full)

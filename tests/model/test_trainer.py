@@ -19,7 +19,7 @@ from model.progressive import MetricsConfig
 from model.serving import ServingModel
 from model.snapshot import Manifest, open_snapshot
 from model.source import ExampleMessage, MemoryExampleSource
-from model.store import MemorySnapshotStore, StoreConfig, chain_to
+from model.store import Lane, MemorySnapshotStore, StoreConfig, chain_to
 from model.trainer import Trainer, TrainerConfig
 from tests.model.example_log import METRICS, MODEL, SCHEMA, Clock, encode, new_trainer, partition_log, slate
 from tests.model.test_checkpoint import BreakingWriter
@@ -177,10 +177,10 @@ class BrokenStore(MemorySnapshotStore):
 
     is_gone = True
 
-    def pointer(self) -> Manifest | None:
+    def pointer(self, lane: Lane = "canary") -> Manifest | None:
         if self.is_gone:
             raise StoreUnavailableError("gone")
-        return super().pointer()
+        return super().pointer(lane)
 
 
 def test_training_goes_on_without_the_store_and_publishing_catches_up() -> None:
@@ -198,7 +198,7 @@ def test_training_goes_on_without_the_store_and_publishing_catches_up() -> None:
 
 def test_a_store_that_hangs_costs_a_quarter_of_the_time_at_most() -> None:
     class HangingStore(MemorySnapshotStore):
-        def pointer(self) -> Manifest | None:
+        def pointer(self, lane: Lane = "canary") -> Manifest | None:
             clock.ms += 2_000
             raise StoreUnavailableError("timed out")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.snapshot import Manifest, payload_sha256
-from model.store import MemorySnapshotStore
+from model.store import Lane, MemorySnapshotStore
 from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
 from ranker.stats import RankerStats
@@ -229,8 +229,8 @@ class Backwards(MemorySnapshotStore):
 
     old: Manifest | None = None
 
-    def pointer(self) -> Manifest | None:
-        return self.old or super().pointer()
+    def pointer(self, lane: Lane = "canary") -> Manifest | None:
+        return self.old or super().pointer(lane)
 
 
 def test_a_pointer_that_goes_back_in_time_is_not_followed() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from model.exceptions import StoreUnavailableError
 from model.snapshot import Manifest
-from model.store import Announcement, MemorySnapshotStore
+from model.store import Announcement, Lane, MemorySnapshotStore
 from ranker.watcher import WatcherConfig
 from tests.ranker.given import Trainer, parts, wait_for
 
@@ -14,10 +14,10 @@ class Moody(MemorySnapshotStore):
 
     trouble: Exception | None = None
 
-    def pointer(self) -> Manifest | None:
+    def pointer(self, lane: Lane = "canary") -> Manifest | None:
         if self.trouble:
             raise self.trouble
-        return super().pointer()
+        return super().pointer(lane)
 
     def announcements(self, after_id: str, block_ms: int) -> list[Announcement]:
         if self.trouble:
