@@ -39,6 +39,7 @@ from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
 from ranker.rank import rank, request_columns
 from ranker.request import RequestDecoder, RequestLimits
+from ranker.score_shift import ScoreShift
 from ranker.sequences import RedisSequenceReader, SequenceConfig
 from ranker.server import HttpServer, ServerConfig
 from ranker.service import create_app
@@ -216,14 +217,16 @@ def serve(redis_url: str, preset: Preset) -> None:
     store = RedisSnapshotStore(redis_url, f"bench-{preset}")
     follower = SnapshotFollower(store, SCHEMA, stats, freshness)
     now_ms = lambda: time.time_ns() // 1_000_000  # noqa: E731
+    blender = Blender(tuple(SCHEMA.tasks), SCHEMA.scenarios, BLENDER)
     ranker = Ranker(
         decoder=RequestDecoder(SCHEMA, limits, stats),
         sequences=RedisSequenceReader(redis_url, SequenceConfig(), stats, now_ms),
         follower=follower,
-        blender=Blender(tuple(SCHEMA.tasks), SCHEMA.scenarios, BLENDER),
+        blender=blender,
         log=EventLog(Sink(), KafkaConfig(), stats),
         stats=stats,
         freshness=freshness,
+        score_shift=ScoreShift(blender, stats),
         now_ms=now_ms,
         elapsed_s=time.perf_counter,
         new_request_id=lambda: os.urandom(12).hex(),

@@ -109,6 +109,12 @@ OTHERS = (
     MetricRow("freshrank_ranker_blender_version", "gauge", (), "Newest weights being served; 0: the config's."),
     MetricRow("freshrank_ranker_blender_share_ratio", "gauge", (), "Share of the requests that they serve."),
     MetricRow("freshrank_ranker_exploring", "gauge", (), "1 while requests explore, 0 while none may."),
+    MetricRow(
+        "freshrank_ranker_score_shift_ratio",
+        "gauge",
+        _CELL,
+        "PSI of the scores against those that the learned weights come from; alarm above 0.1, fallback above 0.25.",
+    ),
     MetricRow("freshrank_ranker_model_age_seconds", "gauge", (), "Now minus the watermark of the version served."),
     MetricRow(
         "freshrank_ranker_freshness_seconds",

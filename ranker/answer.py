@@ -17,6 +17,7 @@ from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
 from ranker.rank import rank, request_columns
 from ranker.request import RequestDecoder
+from ranker.score_shift import ScoreShift
 from ranker.sequences import SequenceReader
 from ranker.stats import RankerStats
 from utility_blender.blend import Blender
@@ -33,6 +34,7 @@ class Ranker:
     log: EventLog
     stats: RankerStats
     freshness: FreshnessRecorder
+    score_shift: ScoreShift
     now_ms: Callable[[], int]
     """Wall clock, ms since the Unix epoch."""
     elapsed_s: Callable[[], float]
@@ -73,6 +75,8 @@ class Ranker:
         self.stats.requests += 1
         self.stats.candidates += len(request.item_ids)
         self.stats.explored += response.explore
+        if response.explore:
+            self.score_shift.saw(request.listed_scenario, impression)
         if response.fallback:
             self.stats.blender_fallback[response.fallback] += 1
         self.stats.degraded.update(response.degraded)

@@ -79,6 +79,8 @@ class RankerStats:
     """Versions of learned weights that could not be served, by reason; each attempt counts."""
     blender_fallback: Counter[str] = field(default_factory=Counter)
     """Requests that got the weights of the config instead of learned ones, by reason."""
+    score_shift_alarms: int = 0
+    """Windows of explored requests whose scores had moved (PSI above 0.1) from those the weights were learned on."""
     blender_store_unavailable: int = 0
     """Times the store of learned weights did not answer; no request explores then."""
     store_unavailable: int = 0

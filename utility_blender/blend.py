@@ -127,6 +127,8 @@ class Blender:
         """What serves; the production weights until somebody says otherwise."""
         self.explore_until_s = math.inf
         """By `elapsed_s`: from then on no request explores, until it is put off (see `ranker.blender_follow`)."""
+        self.shifted: frozenset[tuple[int, str]] = frozenset()
+        """Version and scenario where the scores have moved too far from those that the version was learned on."""
         self._config = config
         self._elapsed_s = elapsed_s
         self._busy_s = busy_s
@@ -167,7 +169,8 @@ class Blender:
         """Returns the weights of a request; the same request id always gets the same draw.
 
         A request that explores is drawn around the stable lane: what is on trial serves as it is or not at all, and
-        where learned weights should have served but could not, nothing is drawn either.
+        where learned weights should have served but could not, nothing is drawn either. Scores that have moved away
+        are no such case: without exploration nobody could learn new weights.
 
         Args:
             scenario: Its listed scenario.
@@ -183,6 +186,8 @@ class Blender:
         version = lanes.trial if is_on_trial else lanes.stable
         if version is None:
             chosen = self._production[scenario]
+        elif rng is None and (version.version, scenario) in self.shifted:
+            chosen = replace(self._production[scenario], fallback="shifted")
         else:
             chosen = self._learned(version, scenario, features or {}, is_on_trial=is_on_trial)
         if rng is None or chosen.fallback:

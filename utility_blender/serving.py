@@ -4,7 +4,7 @@ Shape letters: T tasks.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from utility_blender.bounds import Bounded, BoundsConfig
 from utility_blender.contexts import Contexts, Floats
 from utility_blender.exceptions import BlenderVersionError
 from utility_blender.policy import Policy, StaticPolicy
+from utility_blender.score_shift import ScoreReference, references_from
 from utility_blender.version import BlenderVersion
 
 Fallback = Literal["scenario", "missing", "error", "non_finite", "timeout", "shifted"]
@@ -30,6 +31,8 @@ class ReadyVersion:
     """Within the bounds."""
     scale: Mapping[str, Floats]
     """What one unit of a score is, by scenario; the keys are the scenarios it serves."""
+    references: Mapping[str, Sequence[ScoreReference]]
+    """The scores it was learned on, by scenario and task; a scenario may be left out."""
 
     def weights(
         self, scenario: str, columns: Mapping[str, list[Any]] | None, budget_ms: float, busy_s: Callable[[], float]
@@ -103,13 +106,18 @@ def made_ready(
         bounds: What its weights may not do.
 
     Raises:
-        BlenderVersionError: `schema`: made for other tasks; `policy`: its weights are not T finite numbers.
+        BlenderVersionError: `schema`: made for other tasks; `policy`: its weights are not T finite numbers; `format`:
+            its references are none.
     """
     if version.tasks != tasks:
         raise BlenderVersionError("schema", f"made for tasks {', '.join(version.tasks)}, not {', '.join(tasks)}")
     scale = {name: np.array([version.scale[name][task] for task in tasks]) for name in version.scale if name in static}
     same_rankings = StaticPolicy({name: static[name] * scale[name] / scale_T for name in scale})
-    ready = ReadyVersion(version.version, Bounded(policy, same_rankings, bounds), scale)
+    try:
+        references = references_from(version.reference, tasks)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BlenderVersionError("format", f"version {version.version} has no score references: {error!r}") from error
+    ready = ReadyVersion(version.version, Bounded(policy, same_rankings, bounds), scale, references)
     for name in scale:
         weights = ready.weights(name, {}, bounds.budget_ms, lambda: 0.0)
         if isinstance(weights, str):

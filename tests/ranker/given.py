@@ -30,6 +30,7 @@ from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
 from ranker.rank import request_columns
 from ranker.request import RequestDecoder, RequestLimits
+from ranker.score_shift import ScoreShift
 from ranker.sequences import RedisSequenceReader, SequenceConfig, SequenceRead, SequenceReader
 from ranker.server import HttpServer, ServerConfig
 from ranker.service import create_app
@@ -236,6 +237,7 @@ def parts(
     """Returns a ranker; without `redis_url` users have no sequences."""
     store, log, limits, clock = store or MemorySnapshotStore(), log or Log(), limits or RequestLimits(), Clock()
     stats, freshness = RankerStats(), FreshnessRecorder()
+    blending = Blender(tuple(schema.tasks), schema.scenarios, blender)
     follower = SnapshotFollower(store, schema, stats, freshness)
     numbers = iter(range(10**9))
     sequences: SequenceReader = NoSequences()
@@ -245,10 +247,11 @@ def parts(
         decoder=RequestDecoder(schema, limits, stats),
         sequences=sequences,
         follower=follower,
-        blender=Blender(tuple(schema.tasks), schema.scenarios, blender),
+        blender=blending,
         log=EventLog(log, KafkaConfig(topic_prefix="t-"), stats),
         stats=stats,
         freshness=freshness,
+        score_shift=ScoreShift(blending, stats),
         now_ms=clock,
         elapsed_s=time.perf_counter,
         new_request_id=lambda: f"r-{next(numbers)}",
