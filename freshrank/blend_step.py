@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from utility_blender.blend import BlenderConfig
+from utility_blender.bounds import Bounded
 from utility_blender.contexts import Floats
 from utility_blender.evaluate import evaluate
 from utility_blender.fit import fit
-from utility_blender.gate import Decision, decide
+from utility_blender.gate import OWN_MEAN, Decision, decide
 from utility_blender.learned import policy_from_dict, policy_to_dict
 from utility_blender.ope_report import OpeReport
 from utility_blender.outcomes import Outcomes
 from utility_blender.policy import Policy, StaticPolicy
+from utility_blender.reward_regression import static_mean
 from utility_blender.scale import rescaled, score_scale
 from utility_blender.version import BlenderVersion
 
@@ -70,14 +72,24 @@ def learn(
     fitted = fit(  # 2
         earlier, center, static, config.learn, config.reward, numeric=production.numeric, seed=number
     )
-    evaluation = evaluate(fitted.policy, center, later, config.reward, config.gate, seed=number)  # 3
-    decision = decide(evaluation, config.gate)  # 4
+    policy, method = fitted.policy, config.learn.method
+
+    def judge(candidate: Policy) -> tuple[OpeReport, Decision]:
+        as_served, now = (Bounded(one, static, config.bounds) for one in (candidate, center))
+        evaluation = evaluate(as_served, now, later, config.reward, config.gate, seed=number)  # 3
+        return evaluation, decide(evaluation, config.gate)  # 4
+
+    evaluation, decision = judge(policy)
+    if decision.failed and all(rule.name.endswith(OWN_MEAN) for rule in decision.failed):
+        # All else holds, but what depends on the context gains nothing: then what does not is the better candidate.
+        policy, method = static_mean(policy, earlier, static), "static_mean"
+        evaluation, decision = judge(policy)
     snapshots_N = np.concatenate([earlier.snapshot_N, later.snapshot_N])
     version = BlenderVersion(
         version=number,
         base_version=0 if base is None else base.version,
         created_ms=now_ms,
-        method=config.learn.method,
+        method=method,
         tasks=production.tasks,
         schema_hash=production.schema_hash,
         scale={name: dict(zip(production.tasks, scale_T.tolist(), strict=True)) for name, scale_T in scale_of.items()},
@@ -85,7 +97,7 @@ def learn(
         first_snapshot=int(snapshots_N.min()),
         last_snapshot=int(snapshots_N.max()),
         num_outcomes=len(snapshots_N),
-        policy=policy_to_dict(fitted.policy),
+        policy=policy_to_dict(policy),
         gate={**decision.as_dict(), "evaluation": evaluation.as_dict(), "fit": dict(fitted.report)},
     )
     return Learned(version=version, decision=decision, evaluation=evaluation, fit_report=fitted.report)

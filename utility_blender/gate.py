@@ -12,6 +12,8 @@ from typing import Any, Literal
 from utility_blender.gate_config import GateConfig
 from utility_blender.ope_report import GroupReport, OpeReport
 
+OWN_MEAN = "lift over its own mean weights"
+"""End of the name of the rule that weights which depend on the context must beat weights which do not."""
 Verdict = Literal["passed", "failed", "not judged"]
 
 
@@ -40,6 +42,11 @@ class Decision:
     reasons: tuple[str, ...]
     """A line per failed rule; empty if all passed."""
     rules: tuple[Rule, ...]
+
+    @property
+    def failed(self) -> tuple[Rule, ...]:
+        """Returns the rules that do not hold."""
+        return tuple(rule for rule in self.rules if rule.verdict == "failed")
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain data, for JSON."""
@@ -78,9 +85,9 @@ def _of_group(group: GroupReport, report: OpeReport, config: GateConfig) -> Iter
     yield _at_most(f"{at}: median angle to the centre, degrees", group.angle, most)
     yield _at_most(f"{at}: 95th percentile of the angle, degrees", group.angle_p95, most_p95)
     if group.static_mean is None:
-        yield Rule(f"{at}: lift over its own mean weights", None, "above 0", "not judged")
+        yield Rule(f"{at}: {OWN_MEAN}", None, "above 0", "not judged")
     else:
-        yield _above(f"{at}: lift over its own mean weights", group.static_mean.value)
+        yield _above(f"{at}: {OWN_MEAN}", group.static_mean.value)
     yield from _of_actions(group, report, config)
 
 
