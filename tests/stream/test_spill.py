@@ -24,8 +24,9 @@ from stream.snapshot_record import SnapshotRecord
 from stream.spill import Spill, SpillConfig, TakenUp
 from stream.state import Held, Slate
 from tests.stream import test_join_recovery as recovery
-from tests.stream.build import did, schema, shown
+from tests.stream.build import did, explored, schema, shown
 from tests.stream.cluster import Cluster
+from tests.stream.oracle import deeds_of
 from tests.stream.test_join_recovery import (
     END,
     Process,
@@ -451,3 +452,20 @@ def test_a_full_disk_is_one_line(folder: Path) -> None:
     (line,) = done.stdout.splitlines()
     assert line.startswith(f"{folder}/live: IO error: "), line
     assert line.endswith("make room on the disk or replace it, then start again")
+
+
+def test_an_outcome_that_went_out_after_the_snapshot_does_not_go_out_again(folder: Path) -> None:
+    tasks = schema(click=TaskConfig(action="click", window_ms=20))
+    spill = Spill(config(folder))
+    core = JoinCore(tasks, recovery.CONFIG, state=taken_up(spill).state)
+    core.observe_impression(explored(shown(at=100), tasks.tasks), 0)
+    core.observe_feedback(did("share", at=101, value=2.5), 0)
+    spill.save(PARTITION, record(Resume(1, 1, 100)))
+    close_ms = 100 + recovery.OUTCOME_CLOSE_MS
+    for committed_ms, num_left in ((close_ms, 1), (close_ms + 1, 0)):
+        core = JoinCore(tasks, recovery.CONFIG, resume := Resume(1, 1, committed_ms), taken_up(spill, resume).state)
+        assert core.outcomes == []
+        core.advance(close_ms + 1)
+        assert [deeds_of(outcome) for outcome in core.outcomes] == num_left * [{("a", "share", 2.5, 101)}]
+        assert core.counters.outcomes == num_left
+    spill.close()
