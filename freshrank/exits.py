@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     NOT_LEARNED = 9
     CHILD_FAILED = 10
     DIVERGED = 11
+    ROLLED_BACK = 12
 
 
 class ExitRow(NamedTuple):
@@ -51,6 +52,11 @@ EXIT_CODES = (
     ExitRow(ExitCode.FENCED, "another process has taken over this one's work", "leave it; it is not needed any more"),
     ExitRow(ExitCode.NOT_LEARNED, "`up` ended before it served what it had learned", "run longer; read its logs"),
     ExitRow(ExitCode.CHILD_FAILED, "a process of `up` failed again and again", "read its log; the line names it"),
+    ExitRow(
+        ExitCode.ROLLED_BACK,
+        "the trainer's versions were rolled back, by its gate or by hand",
+        "start it again: it goes on from before; read `freshrank snapshot show`",
+    ),
     ExitRow(ExitCode.DIVERGED, "training gives numbers that are not finite", "read the data at the offsets logged"),
 )
 
@@ -83,6 +89,8 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
         return ExitCode.DISK, sentence
     if isinstance(error, stream_errors.StreamError):
         return ExitCode.BROKER_GONE, sentence
+    if isinstance(error, model_errors.RolledBackError):
+        return ExitCode.ROLLED_BACK, f"Rolled back: {sentence}"
     if isinstance(error, model_errors.StaleEpochError):
         return ExitCode.FENCED, f"Another trainer has taken over: {sentence}"
     if isinstance(error, model_errors.CheckpointError):

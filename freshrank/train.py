@@ -12,6 +12,7 @@ from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
 from freshrank.places import addresses
+from freshrank.strict import ConfigError
 
 if TYPE_CHECKING:
     from freshrank.metrics import Reading
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 FLUSH_TIMEOUT_MS = 5_000
+GATE_STATES = ("pass", "warn", "not_judged", "block")
+"""Of which exactly one holds at a time."""
 
 
 @click.command()
@@ -60,6 +63,7 @@ def train(run: RunConfig, threads: int) -> None:
                 store=store,
                 checkpoint_dir=folder,
                 dead_letter=set_aside(dead_letters, run.kafka),
+                weights=production_weights(run),
             ),
             config_hash=run.config_hash(),
             run_id=run_id,
@@ -75,6 +79,27 @@ def train(run: RunConfig, threads: int) -> None:
         store.close()
     if not saved:
         raise CommandError(ExitCode.DISK, f"The last checkpoint could not be written into {folder}; the log says why")
+
+
+def production_weights(run: RunConfig) -> dict[str, tuple[float, ...]]:
+    """Returns each scenario's production weights over their scales, by task; empty where the run has no blender."""
+    from utility_blender.blend import DEFAULT, Blender
+
+    if not run.blender.weights:
+        return {}
+    tasks, scenarios = list(run.schema.tasks), run.schema.scenarios
+    try:
+        blender = Blender(tasks, scenarios, run.blender)
+    except ValueError as error:
+        raise ConfigError(f"blender.{error}") from error
+    scale = [run.blender.scale.get(task, 1.0) for task in tasks]
+    weights = {
+        scenario: tuple(
+            weight / unit for weight, unit in zip(blender.production(scenario).tolist(), scale, strict=True)
+        )
+        for scenario in scenarios
+    }
+    return weights | {DEFAULT: weights[run.schema.default_scenario or scenarios[0]]}
 
 
 def is_saved(trainer: "Trainer") -> bool:
@@ -113,6 +138,21 @@ def set_aside(
     return send
 
 
+def gate_readings(trainer: "Trainer") -> "Iterator[Reading]":
+    """Yields what the gate says."""
+    from freshrank.metrics import Reading
+
+    gate = trainer.gate
+    for state, count in gate.stats.windows.items():
+        yield Reading("freshrank_trainer_gate_windows_total", count, (state,))
+    for check, count in dict(gate.stats.blocks).items():
+        yield Reading("freshrank_trainer_gate_blocks_total", count, (check,))
+    for state in GATE_STATES:
+        yield Reading("freshrank_trainer_gate_state", gate.state == state, (state,))
+    yield Reading("freshrank_trainer_gate_holding", gate.is_holding)
+    yield Reading("freshrank_trainer_gate_frozen", gate.is_frozen)
+
+
 def readings(trainer: "Trainer") -> "Iterator[Reading]":
     """Yields the trainer's metrics."""
     from freshrank.metrics import Reading, read_counters
@@ -123,7 +163,9 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
         yield Reading("freshrank_trainer_snapshots_total", count, (kind,))
     for reason, count in publish.failures.items():
         yield Reading("freshrank_trainer_publish_failures_total", count, (reason,))
+    yield from gate_readings(trainer)
     yield Reading("freshrank_trainer_version", publish.version)
+    yield Reading("freshrank_trainer_released_version", publish.released)
     yield Reading("freshrank_trainer_epoch", publish.epoch)
     yield Reading("freshrank_trainer_payload_bytes", publish.payload_bytes)
     yield Reading("freshrank_trainer_publish_seconds", publish.last_ms / 1_000)
