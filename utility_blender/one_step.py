@@ -1,0 +1,61 @@
+"""The default's first step in closed form: `w = c + eta G(x)`, G the least squares of tilt (R - b(x)) on x.
+
+To first order this is what `reward_regression` finds with penalty = 1 / (2 eta), but with a linear G and no training:
+the cross-check of every fit, and the fallback where rows are few. Everything else (rewards, tilts, the clip, how the
+size of the step is chosen) is the default's. Shape letters: N requests, X width of a context, T tasks.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from utility_blender.contexts import Floats
+from utility_blender.fit import Fitted, split_by_time
+from utility_blender.learn_config import LearnConfig
+from utility_blender.learned import Link, as_learned
+from utility_blender.mlp import Mlp
+from utility_blender.outcomes import Outcomes
+from utility_blender.policy import Policy, StaticPolicy
+from utility_blender.prepared import encoder_of, fit_standard, prepare
+from utility_blender.reward import RewardConfig, request_rewards
+from utility_blender.step_choice import choose_step
+
+
+def fit_one_step(
+    outcomes: Outcomes,
+    center: Policy,
+    static: StaticPolicy,
+    config: LearnConfig,
+    reward: RewardConfig,
+    *,
+    numeric: Sequence[str],
+    seed: int,
+) -> Fitted:
+    """Returns the policy in service with one more step; see `fit`."""
+    served = as_learned(center, outcomes.tasks)
+    earlier, later = split_by_time(outcomes)
+    rng = np.random.default_rng([seed, 3])
+    encoder = encoder_of(outcomes.contexts, config.context, numeric=numeric, own_from=config.own_from)
+    standard = fit_standard(request_rewards(earlier, reward), earlier.contexts.scenario, reward.winsorize)
+    prepared = prepare(earlier, reward, standard, encoder, rng)
+    slope = slope_of(prepared.x_NX, prepared.reward_N, prepared.tilt.tilt_NT)
+
+    def steps() -> Iterator[tuple[float, Link]]:
+        for penalty in config.penalties:
+            yield penalty, Link(encoder, slope.times(1 / (2 * penalty)), config.clip, config.strength)
+
+    link, report = choose_step(steps(), later, reward, config, rng)
+    eta = 1 / (2 * report["penalty"])
+    return Fitted(served.then(link), {"method": "one_step", "eta": eta, **report})
+
+
+def slope_of(x_NX: Floats, reward_N: Floats, tilt_NT: Floats) -> Mlp:
+    """Returns G, one linear layer: least squares of the rewards' residuals times the tilt on x and an intercept.
+
+    The residuals are those of the rewards on the same. Columns that say the same share the credit (least norm).
+    """
+    one_x_NX = np.concatenate([np.ones((len(x_NX), 1)), x_NX], axis=1)
+    base_X = np.linalg.lstsq(one_x_NX, reward_N, rcond=None)[0]
+    residual_N = reward_N - one_x_NX @ base_X
+    slope_XT = np.linalg.lstsq(one_x_NX, tilt_NT * residual_N[:, None], rcond=None)[0]
+    return Mlp(((slope_XT[1:], slope_XT[0]),))
