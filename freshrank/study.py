@@ -11,6 +11,7 @@ from freshrank.command import need_folders
 from freshrank.study_freshness_command import freshness
 from freshrank.study_frontier import frontier
 from freshrank.study_networks_command import networks
+from freshrank.study_stability_command import stability
 
 if TYPE_CHECKING:
     from freshrank.study_delays import DelayStudyConfig
@@ -26,6 +27,7 @@ def study() -> None:
 study.add_command(freshness)
 study.add_command(frontier)
 study.add_command(networks)
+study.add_command(stability)
 
 
 @study.command()
