@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -164,12 +165,13 @@ def _weights(run: RunConfig, version: "BlenderVersion | None", context: tuple[st
     import numpy as np
 
     from utility_blender.blend import Blender
+    from utility_blender.explore import ExploreConfig
     from utility_blender.learned import policy_from_dict
     from utility_blender.policy import directions
     from utility_blender.serving import Lanes
 
-    of_run = Blender(list(run.schema.tasks), run.schema.scenarios, run.blender, busy_s=lambda: 0.0)
-    of_run.explore_until_s = 0.0
+    for_everybody = replace(run.blender, explore=ExploreConfig(holdout=0.0))
+    of_run = Blender(list(run.schema.tasks), run.schema.scenarios, for_everybody, busy_s=lambda: 0.0)
     if version is not None:
         of_run.lanes = Lanes(stable=of_run.made_ready(version, policy_from_dict(version.policy)))
     features, one_of_each_TT = _features(run, context), np.eye(len(of_run.tasks))

@@ -55,6 +55,10 @@ def _blender(run: "RunConfig") -> Iterator[str]:
     for name in run.blender.learn.context:
         if name not in features:
             yield f"blender.learn.context: {name} is not allowed; one of {', '.join(features)}"
+    marks = run.blender.explore.excluding_feature
+    if marks and marks not in run.schema.features.user:
+        allowed = ", ".join(run.schema.features.user) or "none is declared"
+        yield f"blender.explore.excluding_feature: {marks} is no user feature; one of {allowed}"
     if run.blender.learn.method == "off":
         return
     if not any(run.blender.reward.values.values()):

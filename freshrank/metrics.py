@@ -119,7 +119,7 @@ OTHERS = (
     MetricRow("freshrank_ranker_version", "gauge", (), "Version being served; 0 before the first."),
     MetricRow("freshrank_ranker_blender_version", "gauge", (), "Newest weights being served; 0: the config's."),
     MetricRow("freshrank_ranker_blender_share_ratio", "gauge", (), "Share of the requests that they serve."),
-    MetricRow("freshrank_ranker_exploring", "gauge", (), "1 while requests explore, 0 while none may."),
+    MetricRow("freshrank_ranker_exploring_ratio", "gauge", (), "1 while requests explore, 0 while none may."),
     MetricRow(
         "freshrank_ranker_score_shift_ratio",
         "gauge",

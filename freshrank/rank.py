@@ -56,6 +56,7 @@ def rank(run: RunConfig) -> None:
         ranker.stats,
         schema_hash=run.schema.schema_hash(),
         elapsed_s=ranker.elapsed_s,
+        may_explore=run.ranker.lane == "stable",
     )
     own = registry("ranker", lambda: readings(ranker))
     app = create_app(
@@ -121,7 +122,7 @@ def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
     yield Reading("freshrank_ranker_version", model.version)
     yield Reading("freshrank_ranker_blender_version", model.blender)
     yield Reading("freshrank_ranker_blender_share_ratio", model.blender_share)
-    yield Reading("freshrank_ranker_exploring", model.exploring)
+    yield Reading("freshrank_ranker_exploring_ratio", model.exploring)
     if model.model_age_ms is not None:
         yield Reading("freshrank_ranker_model_age_seconds", model.model_age_ms / 1_000)
     if model.freshness.p50_ms is not None and model.freshness.p99_ms is not None:

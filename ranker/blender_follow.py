@@ -35,8 +35,19 @@ class BlenderFollower:
         *,
         schema_hash: str,
         elapsed_s: Callable[[], float],
+        may_explore: bool = True,
     ) -> None:
-        """`elapsed_s` is the blender's own clock. From here on the switch decides, unless the config leaves it out."""
+        """From here on the switch decides who explores, unless the config leaves it out.
+
+        Args:
+            store: What is followed.
+            blender: What is kept up to date.
+            stats: Counts.
+            schema_hash: Versions of other schemas are refused.
+            elapsed_s: The blender's own clock.
+            may_explore: False: this ranker never explores, whatever the switch says. For one that serves models on
+                trial: a draw must be the only thing that is left to chance.
+        """
         self._store = store
         self._blender = blender
         self._stats = stats
@@ -44,8 +55,8 @@ class BlenderFollower:
         self._elapsed_s = elapsed_s
         self._served: Pointer | None = None  # the lanes are what this one says
         self._refused: Pointer | None = None  # told about in the log already
-        self._has_switch = blender.law.kill_switch
-        if self._has_switch:
+        self._has_switch = blender.law.kill_switch and may_explore
+        if self._has_switch or not may_explore:
             blender.explore_until_s = 0.0
 
     def round(self) -> None:

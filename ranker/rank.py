@@ -139,7 +139,13 @@ def _score(
 ) -> Scored | None:
     """Scores and blends; None if a utility is not finite."""
     features = {"user": request.user_features, "context": request.context_features}
-    drawn = blender.weights(request.listed_scenario, request_id, features)
+    drawn = blender.weights(
+        request.listed_scenario,
+        request_id,
+        features,
+        user_id=request.user_id,
+        num_actions=len(sequence.item_id),
+    )
     scores_NT = live.score(request_columns(request, sequence, now_ms))
     utility_N = blender.utility(scores_NT, drawn.weights_T, drawn.scale_T)
     if not np.isfinite(utility_N).all():

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utility_blender.bounds import BoundsConfig
-from utility_blender.explore import ExploreConfig, draw, request_rng
+from utility_blender.explore import ExploreConfig, draw, is_held_out, may_explore, request_rng
 from utility_blender.gate_config import GateConfig
 from utility_blender.guard import GuardConfig
 from utility_blender.learn_config import LearnConfig
@@ -165,7 +165,15 @@ class Blender:
         explore = self._config.explore
         return explore.share > 0 and scenario not in explore.excluded_scenarios
 
-    def weights(self, scenario: str, request_id: str, features: Features | None = None) -> Draw:
+    def weights(
+        self,
+        scenario: str,
+        request_id: str,
+        features: Features | None = None,
+        *,
+        user_id: str = "",
+        num_actions: int = 0,
+    ) -> Draw:
         """Returns the weights of a request; the same request id always gets the same draw.
 
         A request that explores is drawn around the stable lane: what is on trial serves as it is or not at all, and
@@ -176,12 +184,18 @@ class Blender:
             scenario: Its listed scenario.
             request_id: Its id.
             features: Its features by side (`user`, `context`) and name; needed once learned weights serve.
+            user_id: Its user, by whom a holdout keeps the production weights while learned ones serve.
+            num_actions: Actions in the user's sequence: new users may be left out of the exploration.
 
         Raises:
             KeyError: a scenario the blender was not built with.
         """
+        lanes, explore = self.lanes, self._config.explore
+        if lanes.version and explore.holdout and is_held_out(user_id, explore):
+            return self._production[scenario]
         rng = self._rng(scenario, request_id)
-        lanes = self.lanes
+        if rng is not None and not may_explore((features or {}).get("user", {}), num_actions, explore):
+            rng = None
         is_on_trial = rng is None and lanes.is_on_trial(request_id)
         version = lanes.trial if is_on_trial else lanes.stable
         if version is None:
@@ -192,7 +206,7 @@ class Blender:
             chosen = self._learned(version, scenario, features or {}, is_on_trial=is_on_trial)
         if rng is None or chosen.fallback:
             return chosen
-        weights_T, log_density = draw(chosen.weights_T, self._config.explore, rng)
+        weights_T, log_density = draw(chosen.weights_T, explore, rng)
         return replace(chosen, weights_T=weights_T, explore=True, log_density=log_density, center_T=chosen.weights_T)
 
     def _rng(self, scenario: str, request_id: str) -> np.random.Generator | None:

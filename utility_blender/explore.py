@@ -7,7 +7,9 @@ explored ranking stays close to production; the exact density is logged, which i
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,13 @@ class ExploreConfig:
     """Mixed into the hash of the request id; a new salt chooses other requests. At most 64 bytes, not empty."""
     excluded_scenarios: tuple[str, ...] = ()
     """Scenarios whose requests never explore."""
+    min_history: int = 0
+    """Actions a user's sequence must hold for requests to explore; 0: new users explore as well."""
+    excluding_feature: str = ""
+    """User feature that marks users who never explore, by any value but null, 0 and the empty string; empty: none."""
+    holdout: float = 0.01
+    """Share of users who keep the production weights while learned ones serve, in [0, 0.5]; they never explore then. By
+    them one knows what learning is worth."""
     kill_switch: bool = True
     """Rankers explore only while the switch in Redis is on: `freshrank blender explore on`. Off, absent or unreadable:
     no request explores, within 2 s. False leaves the switch out."""
@@ -45,8 +54,25 @@ class ExploreConfig:
             raise ValueError(f"tau: {self.tau} is not allowed; in (0, 1]")
         if not 0 < self.truncate < math.inf:
             raise ValueError(f"truncate: {self.truncate} is not allowed; a finite number above 0")
+        if self.min_history < 0:
+            raise ValueError(f"min_history: {self.min_history} is not allowed; at least 0")
+        if not 0 <= self.holdout <= 0.5:
+            raise ValueError(f"holdout: {self.holdout} is not allowed; in [0, 0.5]")
         if not 1 <= len(self.salt.encode()) <= hashlib.blake2b.MAX_KEY_SIZE:
             raise ValueError(f"salt: {self.salt!r} is not allowed; 1 to {hashlib.blake2b.MAX_KEY_SIZE} bytes")
+
+
+def may_explore(user: Mapping[str, Any], num_actions: int, config: ExploreConfig) -> bool:
+    """Returns whether a user's requests may explore at all: not those of new users, nor of marked ones.
+
+    Args:
+        user: Features of the user by name.
+        num_actions: Actions in the user's sequence.
+        config: Who is excluded.
+    """
+    if num_actions < config.min_history:
+        return False
+    return not config.excluding_feature or user.get(config.excluding_feature) in (None, "", 0)
 
 
 def request_rng(request_id: str, config: ExploreConfig) -> np.random.Generator | None:
@@ -60,6 +86,12 @@ def request_rng(request_id: str, config: ExploreConfig) -> np.random.Generator |
     if int.from_bytes(digest[:8], "little") >= config.share * 2.0**64:
         return None
     return np.random.default_rng(int.from_bytes(digest[8:], "little"))
+
+
+def is_held_out(user_id: str, config: ExploreConfig) -> bool:
+    """Returns whether a user keeps the production weights; always the same answer under one salt."""
+    digest = hashlib.blake2b(user_id.encode(), key=config.salt.encode(), person=b"holdout", digest_size=8).digest()
+    return int.from_bytes(digest, "little") < config.holdout * 2.0**64
 
 
 def draw(

@@ -206,6 +206,17 @@ def test_without_the_switch_the_config_alone_decides() -> None:
     assert given.blender.is_exploring
 
 
+def test_a_ranker_with_models_on_trial_never_explores() -> None:
+    for kill_switch in (True, False):
+        given = Following(kill_switch=kill_switch)
+        given.store.set_exploration(True, "start")
+        follower = BlenderFollower(
+            given.store, given.blender, given.stats, schema_hash="s", elapsed_s=given.clock, may_explore=False
+        )
+        follower.round()
+        assert not given.blender.is_exploring
+
+
 def constant(weights: list[float], version: int, base: int) -> BlenderVersion:
     policy = {"kind": "learned", "tasks": list(TASKS), "base": {"home": weights}, "links": []}
     return some_version(version, base, policy=policy)

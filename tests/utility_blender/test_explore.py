@@ -128,6 +128,8 @@ def test_who_explores_says_nothing_about_what_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
+        ({"min_history": -1}, "min_history: -1 is not allowed; at least 0"),
+        ({"holdout": 0.6}, "holdout: 0.6 is not allowed; in [0, 0.5]"),
         ({"share": MAX_SHARE + 1e-9}, "share: 0.012500001 is not allowed; in [0, 0.0125] (allow_above_cap lifts this"),
         ({"share": 1.1, "allow_above_cap": True}, "share: 1.1 is not allowed; in [0, 1.0]"),
         ({"share": math.nan}, "share: nan is not allowed"),

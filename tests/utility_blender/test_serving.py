@@ -191,6 +191,40 @@ def test_an_explored_request_is_never_on_trial() -> None:
     assert {(one.version, one.is_on_trial, one.explore) for one in got} == {(1, False, True)}
 
 
+def test_a_holdout_of_users_keeps_the_production_weights_while_learned_ones_serve() -> None:
+    explore = ExploreConfig(share=1.0, allow_above_cap=True, holdout=0.1)
+    blend = blender(explore=explore)
+
+    def served(salt_of_request: str) -> dict[str, tuple[int, bool, str | None]]:
+        got = {
+            f"u-{n}": blend.weights("home", f"{salt_of_request}-{n}", FEATURES, user_id=f"u-{n}") for n in range(3_000)
+        }
+        return {user: (one.version, one.explore, one.fallback) for user, one in got.items()}
+
+    assert set(served("a").values()) == {(0, True, None)}  # nobody is held out of nothing
+    blend.lanes = Lanes(stable=ready(blend))
+    first, second = served("a"), served("b")
+    assert set(first.values()) == {(0, False, None), (1, True, None)}
+    assert first == second  # by user, not by request
+    held_out = sum(version == 0 for version, _, _ in first.values())
+    assert abs(held_out - 300) < 4 * math.sqrt(3_000 * 0.1 * 0.9)
+
+
+def test_new_and_marked_users_never_explore() -> None:
+    explore = ExploreConfig(share=1.0, allow_above_cap=True, min_history=3, excluding_feature="at_risk")
+    blend = blender(explore=explore)
+
+    def explores(num_actions: int, **user: Any) -> bool:
+        return blend.weights("home", "r", {"user": user, "context": {}}, num_actions=num_actions).explore
+
+    assert [explores(num) for num in (0, 2, 3, 50)] == [False, False, True, True]
+    assert [explores(3, at_risk=value) for value in (None, "", 0, 0.0)] == [True] * 4
+    assert [explores(3, at_risk=value) for value in ("yes", 1, "0", 0.5)] == [False] * 4
+    blend.lanes = Lanes(stable=ready(blend))
+    got = blend.weights("home", "r", FEATURES, user_id="u", num_actions=2)
+    assert (got.version, got.explore) == (1, False)  # learned weights they do get
+
+
 def test_nobody_explores_once_the_lease_has_run_out() -> None:
     clock = Clock()
     blend = blender(clock, explore=EVERYONE)
