@@ -95,9 +95,16 @@ class Interest:
 
 
 def truth(
-    world: World, *, user_id: str, scenario: str, now_ms: int, candidates: CandidateSet, interest_D: Floats
+    world: World,
+    *,
+    user_id: str,
+    scenario: str,
+    now_ms: int,
+    candidates: CandidateSet,
+    interest_D: Floats,
+    mood: str | None = None,
 ) -> Truth:
-    """Returns the true probabilities of a request's candidates."""
+    """Returns the true probabilities of a request's candidates; `mood` by its name, the request's own if left out."""
     s = world.scenario(scenario)
     affinity_N = math.sqrt(NUM_LATENT) * (candidates.vec_ND @ world.taste(user_id, now_ms))
     interest_N = math.sqrt(NUM_LATENT) * (candidates.vec_ND @ interest_D)
@@ -118,9 +125,9 @@ def truth(
     hide_if_not_clicked_N = _sigmoid(s.hide_bias - s.hide_affinity * affinity_N + s.hide_appeal * candidates.appeal_N)
     order_N = click_N * order_after_click_N
     hide_N = (1.0 - click_N) * hide_if_not_clicked_N
-    mood = world.mood(user_id, now_ms)
-    if mood is not None:
-        factor = mood[1]
+    own = world.mood(user_id, now_ms)
+    if own is not None:
+        factor = own[1] if mood is None else world.config.moods[mood]
         click_N = np.minimum(factor.click * click_N, _MOST_LIKELY)
         order_N = np.minimum(factor.order * order_N, click_N)
         hide_N = np.minimum(factor.hide * hide_N, 1.0 - click_N)

@@ -7,6 +7,7 @@ D latent dimensions; N candidates of a request.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,15 +152,29 @@ class World:
             wanted = order[is_match][: num // 2]
             slots = np.concatenate([wanted, order[~is_match], order[is_match][num // 2 :]])[:num]
             matches_N = self.catalogue.category_S[slots] == query
-        chosen = slots.tolist()
+        return self._candidate_set(slots.tolist(), matches_N)
+
+    def _candidate_set(self, slots: list[int], matches_N: NDArray[np.bool_]) -> CandidateSet:
         return CandidateSet(
-            id=[self.catalogue.id[slot] for slot in chosen],
-            features={name: [column[slot] for slot in chosen] for name, column in self.catalogue.features.items()},
+            id=[self.catalogue.id[slot] for slot in slots],
+            features={name: [column[slot] for slot in slots] for name, column in self.catalogue.features.items()},
             vec_ND=self.catalogue.vec_SD[slots],
             appeal_N=self.catalogue.appeal_S[slots],
             price_z_N=self.catalogue.price_z_S[slots],
             matches_N=matches_N,
         )
+
+    def known_items(self, item_ids: Sequence[str], now_ms: int) -> CandidateSet:
+        """Returns items alive at `now_ms` by their ids, as candidates of a request without a query.
+
+        Raises:
+            ValueError: one of them is not alive then.
+        """
+        self.catalogue.move_to(now_ms)
+        slot_of = {item_id: slot for slot, item_id in enumerate(self.catalogue.id)}
+        if gone := [item_id for item_id in item_ids if item_id not in slot_of]:
+            raise ValueError(f"item_id: {gone[0]!r} is not alive at {now_ms}")
+        return self._candidate_set([slot_of[item_id] for item_id in item_ids], np.zeros(len(item_ids), np.bool_))
 
     def _query(self, user_id: str, scenario: str, now_ms: int) -> int | None:
         """Returns the index of the category asked for: mostly one that the user likes at that moment."""

@@ -54,3 +54,17 @@ def test_factors_are_above_zero_and_finite(name: str) -> None:
     for value in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"{name}: .* is not allowed; a finite number above 0"):
             MoodConfig(**{name: value})
+
+
+def test_a_request_can_be_judged_again_by_what_was_logged_of_it() -> None:
+    world, now_ms = World(MOODY), NOW_MS
+    shown = world.candidates("u4", "deals", now_ms, 10)
+    again = world.known_items(shown.id, now_ms + 3)
+    assert again.id == shown.id and np.array_equal(again.vec_ND, shown.vec_ND)
+    given = {"user_id": "u4", "scenario": "deals", "interest_D": np.zeros(NUM_LATENT)}
+    mood = world.context("u4", "deals", now_ms)["mood"]
+    first = truth(world, now_ms=now_ms, candidates=shown, **given)
+    second = truth(world, now_ms=now_ms + 3, candidates=again, mood=mood, **given)
+    assert np.allclose(first.value_N, second.value_N, rtol=1e-6)
+    with pytest.raises(ValueError, match="'i0-1' is not alive"):
+        world.known_items(["i0-1"], now_ms)
