@@ -15,10 +15,11 @@ from freshrank.children import Child
 from stream.codec import encode
 from stream.kafka_log import KafkaReader
 from stream.kafka_producer import KafkaProducer
-from stream.log import EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig, TopicPartition, topic_name
+from stream.log import EXAMPLES, FEEDBACK, IMPRESSIONS, OUTCOMES, KafkaConfig, TopicPartition, topic_name
 from stream.schema import KINDS, Feedback, Impression, SchemaConfig, TaskConfig
-from tests.stream.build import did, shown
-from tests.stream.oracle import Label, labels_of
+from tests.stream.build import did, explored, shown
+from tests.stream.cluster import outcomes_in
+from tests.stream.oracle import Deeds, Label, labels_of, outcomes_of
 
 WaitUntil = Callable[..., None]
 PROGRAM = """
@@ -35,7 +36,8 @@ stopped = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopped.set())
 kafka = KafkaConfig(bootstrap_servers=broker, topic_prefix=prefix, adapter=adapter)
 schema = SchemaConfig(scenarios=("home", "search"), tasks={"click": TaskConfig(action="click", window_ms=1_000)})
-config = JoinConfig(idle_ms=3_600_000)  # the log's own last events end the test, not the clock on the wall
+# The log's own last events end the test, not the clock on the wall.
+config = JoinConfig(idle_ms=3_600_000, outcome_window_ms=1_100)
 topics = [f"{prefix}impressions", f"{prefix}feedback"]
 member = kafka_adapter.group_member(kafka, f"{prefix}joiner", topics, instance_id=name)
 producer = kafka_adapter.transactional_producer(kafka, f"{prefix}{name}")
@@ -44,7 +46,9 @@ producer.close()
 member.close()
 """
 SCHEMA = SchemaConfig(scenarios=("home", "search"), tasks={"click": TaskConfig(action="click", window_ms=1_000)})
+OUTCOME_MS = 1_100
 NUM_SLATES = 1_200
+EXPLORED_EVERY = 7
 NUM_CHUNKS = 30
 SLATE_EVERY_MS = 10
 DISORDER_MS = 1_500
@@ -59,10 +63,16 @@ class World:
         for n in range(NUM_SLATES):
             at, user = start_ms + n * SLATE_EVERY_MS, f"u{n % 40}"
             slate = shown(f"r{n}", "a", "b", at=at, user=user)
+            if n % EXPLORED_EVERY == 0:
+                explored(slate, SCHEMA.tasks, "c")
             events.append((at + rng.uniform(0, DISORDER_MS), slate))
             if rng.random() < 0.5:
                 click = did(
-                    "click", str(rng.choice(["a", "b"])), at=at + int(rng.integers(0, 1_200)), on=f"r{n}", user=user
+                    "share" if n % 3 == 0 else "click",
+                    str(rng.choice(["a", "b"])),
+                    at=at + int(rng.integers(0, 1_200)),
+                    on=f"r{n}",
+                    user=user,
                 )
                 events.append((click.ts + rng.uniform(0, DISORDER_MS), click))
         events += [(at + rng.uniform(0, 300), event) for at, event in events if rng.random() < 0.05]
@@ -72,10 +82,11 @@ class World:
             end_ms = start_ms + NUM_SLATES * SLATE_EVERY_MS + 20_000
             self.ends += [shown(LAST, at=end_ms, user=user), did(at=end_ms, on=LAST, user=user)]
 
-    def expected(self) -> Counter[Label]:
+    def expected(self) -> tuple[Counter[Label], Counter[tuple[str, Deeds]]]:
+        """Returns labels and outcomes."""
         impressions = [event for event in self.arrivals if isinstance(event, Impression)]
         clicks = [event for event in self.arrivals if isinstance(event, Feedback)]
-        return labels_of(SCHEMA, impressions, clicks)
+        return labels_of(SCHEMA, impressions, clicks), outcomes_of(impressions, clicks, OUTCOME_MS)
 
 
 class Joiners:
@@ -86,9 +97,10 @@ class Joiners:
         self._children: dict[str, Child] = {}
         self._producer = KafkaProducer(kafka)
         self._reader = KafkaReader(kafka)
-        examples = topic_name(kafka, EXAMPLES)
-        self._reader.assign({TopicPartition(examples, n): 0 for n in range(kafka.num_partitions)})
+        outputs = [topic_name(kafka, topic) for topic in (EXAMPLES, OUTCOMES)]
+        self._reader.assign({TopicPartition(topic, n): 0 for topic in outputs for n in range(kafka.num_partitions)})
         self.seen: Counter[Label] = Counter()
+        self.outcomes: Counter[tuple[str, Deeds]] = Counter()
 
     def start(self, name: str) -> None:
         kafka = self._kafka
@@ -109,6 +121,9 @@ class Joiners:
         for name, child in self._children.items():
             assert child.exit_code() in (None, -9), f"{name}: {child.log_path.read_text()}"
         for message in self._reader.poll(1_000, timeout_ms):
+            if message.topic.endswith(OUTCOMES):
+                self.outcomes.update(outcomes_in(message.value))
+                continue
             for row in pa.ipc.open_stream(io.BytesIO(message.value)).read_all().to_pylist():
                 for item, label, kind, delay in zip(
                     row["item_id"], row["label.click"], row["kind.click"], row["delay_ms.click"], strict=True
@@ -160,10 +175,16 @@ def test_no_label_is_lost_or_double_through_kills_and_a_rebalance(joiners: Joine
                 joiners.start("one")
                 num_starts += 1
     joiners.send(world.ends)
-    expected = world.expected()
-    wait_until(lambda: joiners.look() >= expected.total(), "all labels are out", timeout_s=90)
+    expected, outcomes = world.expected()
+    wait_until(
+        lambda: joiners.look() >= expected.total() and joiners.outcomes.total() >= outcomes.total(),
+        "all labels and outcomes are out",
+        timeout_s=90,
+    )
     assert joiners.close() == [0, 0]
     assert joiners.num_takeovers("two") == 1
     assert joiners.num_takeovers("one") >= num_starts >= 4
     assert joiners.seen - expected == Counter(), "double or wrong"
     assert expected - joiners.seen == Counter(), "lost"
+    assert joiners.outcomes == outcomes
+    assert sum(bool(deeds) for _, deeds in outcomes) > NUM_SLATES // EXPLORED_EVERY // 4

@@ -182,7 +182,7 @@ def test_unequal_numbers_of_partitions_are_refused_at_the_start(
     assert joiners.exit_code("one") == ExitCode.BROKER_GONE
     assert joiners.last_words("one") == (
         f"freshrank: {topic_name(log, IMPRESSIONS)} 4, {feedback} 5, {topic_name(log, EXAMPLES)} 4 partitions: "
-        "all three topics need the same number, and the same partitioner"
+        "all of them need the same number, and the same partitioner"
     )
 
 
