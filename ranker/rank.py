@@ -16,8 +16,6 @@ from ranker.request import CheckedRequest
 from stream.schema import Candidates, Impression, Items, Sequence, Served
 from utility_blender.blend import Blender, Draw
 
-LAW = "lognormal"
-"""Law of every draw the ranker makes (`utility_blender.explore`)."""
 TRIAL_LANE = "canary"
 """`served.lane` of requests that got weights, or a model, on trial."""
 
@@ -170,7 +168,9 @@ def _served(blender: Blender, drawn: Draw) -> Served:
         served.center = _by_task(blender, drawn.center_T)
         served.scale = _by_task(blender, drawn.scale_T)
         law = blender.law
-        served.law, served.tau, served.truncate = LAW, law.tau, law.truncate
+        served.law = law.law
+        if law.law == "lognormal":
+            served.tau, served.truncate = law.tau, law.truncate
     return served
 
 

@@ -2,20 +2,26 @@
 
 Shape letters: T tasks. The law (design of the off-policy gate): `r_t = c_t exp(tau e_t)` with `e_t` standard normal,
 truncated at `+-truncate`, independent per task. Signs never flip and the order of magnitude never moves, so an
-explored ranking stays close to production; the exact density is logged, which is what makes the log reusable.
+explored ranking stays close to production; the exact density is logged, which is what makes the log reusable. Of more
+than six tasks, those that hardly count are left alone. The law `grid` is for `grid_q`: two tasks, a few factors each.
 """
 
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_SHARE = 0.0125
 """Largest share of live requests that may explore: the cap published for PRL-PUTS (arXiv 2605.16344)."""
+ALL_UP_TO = 6
+"""Of more tasks than this, only those with `MIN_PART` are drawn: each further one makes every direction rarer."""
+MIN_PART = 0.05
+"""Least part of the sum of all weights' sizes. A weight is a contribution in standard deviations of its score."""
+LawName = Literal["lognormal", "grid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +32,12 @@ class ExploreConfig:
     """Share of requests that draw their weights, in [0, 0.0125]; 0 switches exploration off."""
     allow_above_cap: bool = False
     """Lets `share` go up to 1. For simulated users only: real ones are protected by the cap."""
+    law: LawName = "lognormal"
+    """`lognormal`, or `grid`: the two largest weights times one of `grid_levels` factors each, all equally likely."""
+    grid_levels: int = 7
+    """Factors per weight of the law `grid`; at least 2."""
+    grid_most: float = 2.0
+    """Factors of the law `grid` go from one over this to this, evenly in their logarithm; above 1."""
     tau: float = 0.3
     """Relative size of the jitter, the standard deviation of ln(weight) before truncation; in (0, 1]."""
     truncate: float = 2.0
@@ -50,6 +62,12 @@ class ExploreConfig:
         if not 0 <= self.share <= cap:
             hint = "" if self.allow_above_cap else " (allow_above_cap lifts this for simulated users)"
             raise ValueError(f"share: {self.share} is not allowed; in [0, {cap}]{hint}")
+        if self.law not in get_args(LawName):
+            raise ValueError(f"law: {self.law!r} is not allowed; one of {', '.join(get_args(LawName))}")
+        if self.grid_levels < 2:
+            raise ValueError(f"grid_levels: {self.grid_levels} is not allowed; at least 2")
+        if not 1 < self.grid_most < math.inf:
+            raise ValueError(f"grid_most: {self.grid_most} is not allowed; a finite number above 1")
         if not 0 < self.tau <= 1:
             raise ValueError(f"tau: {self.tau} is not allowed; in (0, 1]")
         if not 0 < self.truncate < math.inf:
@@ -94,21 +112,41 @@ def is_held_out(user_id: str, config: ExploreConfig) -> bool:
     return int.from_bytes(digest, "little") < config.holdout * 2.0**64
 
 
+def drawn_tasks(center_T: NDArray[np.float64], config: ExploreConfig) -> NDArray[np.bool_]:
+    """Returns which weights a draw around this centre moves; the others stay what they are."""
+    size_T = np.abs(center_T)
+    if config.law == "grid":
+        chosen_T = np.zeros(len(center_T), np.bool_)
+        chosen_T[np.argsort(-size_T, kind="stable")[:2]] = True
+        return chosen_T
+    if len(center_T) <= ALL_UP_TO:
+        return np.ones(len(center_T), np.bool_)
+    large_T: NDArray[np.bool_] = size_T >= MIN_PART * size_T.sum()
+    return large_T
+
+
 def draw(
     center_T: NDArray[np.float64], config: ExploreConfig, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], float]:
     """Returns weights_T drawn around `center_T` (no zero in it) and the natural logarithm of their density."""
-    jitter_T = rng.standard_normal(len(center_T))
-    while (outside_T := np.abs(jitter_T) > config.truncate).any():
-        jitter_T[outside_T] = rng.standard_normal(int(outside_T.sum()))
-    weights_T = center_T * np.exp(config.tau * jitter_T)
+    is_drawn_T = drawn_tasks(center_T, config)
+    weights_T = center_T.copy()
+    if config.law == "grid":
+        weights_T[is_drawn_T] *= _factors(config)[rng.integers(0, config.grid_levels, int(is_drawn_T.sum()))]
+    else:
+        jitter_D = rng.standard_normal(int(is_drawn_T.sum()))
+        while (outside_D := np.abs(jitter_D) > config.truncate).any():
+            jitter_D[outside_D] = rng.standard_normal(int(outside_D.sum()))
+        weights_T[is_drawn_T] *= np.exp(config.tau * jitter_D)
     return weights_T, log_density(weights_T, center_T, config)
 
 
 def log_density(weights_T: NDArray[np.float64], center_T: NDArray[np.float64], config: ExploreConfig) -> float:
-    """Returns `ln mu(r | c)`: the sum over tasks of `-ln(tau |r_t| sqrt(2 pi)) - e_t^2 / 2 - ln P(|e| <= truncate)`.
+    """Returns `ln mu(r | c)`, over the drawn tasks.
 
-    Weights the law cannot draw (another sign, beyond the truncation) have density 0, so the answer is -inf.
+    `lognormal`: the sum of `-ln(tau |r_t| sqrt(2 pi)) - e_t^2 / 2 - ln P(|e| <= truncate)`; `grid`: minus the logarithm
+    of the number of arms. Weights the law cannot draw (another sign, beyond the truncation, off the grid, moved though
+    not drawn) have density 0, so the answer is -inf.
 
     >>> config = ExploreConfig()
     >>> round(log_density(np.array([1.0]), np.array([1.0]), config), 4)  # -ln(0.3 sqrt(2 pi)) - ln 0.9545
@@ -116,12 +154,22 @@ def log_density(weights_T: NDArray[np.float64], center_T: NDArray[np.float64], c
     >>> log_density(np.array([2.0]), np.array([1.0]), config)  # e = 2.31
     -inf
     """
-    ratio_T = weights_T / center_T
-    if (ratio_T <= 0).any():
+    is_drawn_T = drawn_tasks(center_T, config)
+    if (weights_T != center_T)[~is_drawn_T].any():
         return -math.inf
-    jitter_T = np.log(ratio_T) / config.tau
-    if (np.abs(jitter_T) > config.truncate + 1e-9).any():  # a draw at the edge survives the rounding of exp and log
+    ratio_D = weights_T[is_drawn_T] / center_T[is_drawn_T]
+    if config.law == "grid":
+        on_grid = np.isclose(ratio_D[:, None], _factors(config)[None, :], rtol=1e-9, atol=0).any(axis=1).all()
+        return -len(ratio_D) * math.log(config.grid_levels) if on_grid else -math.inf
+    if (ratio_D <= 0).any():
+        return -math.inf
+    jitter_D = np.log(ratio_D) / config.tau
+    if (np.abs(jitter_D) > config.truncate + 1e-9).any():  # a draw at the edge survives the rounding of exp and log
         return -math.inf
     log_kept = math.log(math.erf(config.truncate / math.sqrt(2.0)))  # P(|e| <= truncate), 0.9545 at 2
-    per_task_T = -np.log(config.tau * np.abs(weights_T) * math.sqrt(2.0 * math.pi)) - jitter_T**2 / 2.0 - log_kept
-    return float(per_task_T.sum())
+    size_D = config.tau * np.abs(weights_T[is_drawn_T]) * math.sqrt(2.0 * math.pi)
+    return float((-np.log(size_D) - jitter_D**2 / 2.0 - log_kept).sum())
+
+
+def _factors(config: ExploreConfig) -> NDArray[np.float64]:
+    return np.geomspace(1 / config.grid_most, config.grid_most, config.grid_levels)
