@@ -21,6 +21,7 @@ from utility_blender.outcomes import Outcomes
 from utility_blender.policy import Policy, StaticPolicy
 from utility_blender.reward_regression import static_mean
 from utility_blender.scale import rescaled, score_scale
+from utility_blender.score_shift import score_references
 from utility_blender.version import BlenderVersion
 
 
@@ -99,6 +100,7 @@ def learn(
         num_outcomes=len(snapshots_N),
         policy=policy_to_dict(policy),
         gate={**decision.as_dict(), "evaluation": evaluation.as_dict(), "fit": dict(fitted.report)},
+        reference=score_references(later),
     )
     return Learned(version=version, decision=decision, evaluation=evaluation, fit_report=fitted.report)
 
