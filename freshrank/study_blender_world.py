@@ -3,6 +3,8 @@
 Shape letters: N requests, C candidates, T tasks (one per action, in the same order), K shown.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +77,20 @@ class World:
         return self.served(
             requests, center_NT, np.array([weights_T for weights_T, _ in draws]), np.array([one for _, one in draws]),
             tau=explore.tau, truncate=explore.truncate, rng=rng, version=version, start_ms=start_ms,
+        )  # fmt: skip
+
+    def explored_on_grid(
+        self, num: int, center: Policy, heads: Sequence[int], levels_L: Floats, *, seed: int, start_ms: int = 0
+    ) -> Outcomes:
+        """Returns requests served with the weights of some tasks times one of `levels_L` each, all equally likely."""
+        requests, rng = self.scored.requests(num, seed=seed), np.random.default_rng([seed, 4])
+        center_NT = center.weights(contexts_of(requests))
+        weights_NT = center_NT.copy()
+        weights_NT[:, heads] *= rng.choice(levels_L, (num, len(heads)))
+        log_density = -len(heads) * math.log(len(levels_L))
+        return self.served(
+            requests, center_NT, weights_NT, np.full(num, log_density), tau=math.nan, truncate=math.nan, rng=rng,
+            start_ms=start_ms,
         )  # fmt: skip
 
     def served(

@@ -49,6 +49,9 @@ METHODS: Mapping[str, str] = {
     "reward_regression": "utility_blender.reward_regression:fit_reward_regression",
     "one_step": "utility_blender.one_step:fit_one_step",
     "static_mean": "utility_blender.reward_regression:fit_static_mean",
+    "quadratic_q": "utility_blender.quadratic_q:fit_quadratic_q",
+    "grid_q": "utility_blender.grid_q:fit_grid_q",
+    "global": "utility_blender.global_weights:fit_global",
     "published": "utility_blender.published:fit_published",
 }
 """Method -> the function that fits it, as `module:name`; imported when first asked for."""

@@ -138,6 +138,8 @@ class StoredPolicy(Policy, Protocol):
 
 POLICIES: Mapping[str, str] = {
     "learned": "utility_blender.learned:LearnedPolicy",
+    "quadratic_q": "utility_blender.quadratic_q:QuadraticPolicy",
+    "grid_q": "utility_blender.grid_q:GridPolicy",
 }
 """Kind of a policy -> its class, as `module:name`; imported when first met."""
 
