@@ -91,7 +91,10 @@ def _within(median: float, p95: float, reach: float, config: LearnConfig) -> boo
 
 
 def _lift(outcomes: Outcomes, reward: RewardConfig, rng: np.random.Generator) -> Callable[[Floats], float]:
-    """Returns a function of weights_NT: value per request over the centre's, by item inclusion, on the same rows."""
+    """Returns a function of weights_NT: value per request over the centre's, by item inclusion, on the same rows.
+
+    Rewards that count an action once per request do not split into items; here they are counted like any other.
+    """
     parts = np.array_split(np.arange(outcomes.num_requests), -(-outcomes.num_requests // _PART))
     chunks = [outcomes.take(rows) for rows in parts]
     counts = [count_shown(chunk, redraw(chunk, _NUM_DRAWS, rng)) for chunk in chunks]
