@@ -50,7 +50,7 @@ def blend(run: RunConfig) -> None:
     torch.set_num_threads(1)  # the last bits depend on their number
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
-    store = RedisBlenderStore(run.redis.url, run.trainer.model_name)
+    store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
     with ThreadPoolExecutor(1, thread_name_prefix="learn") as executor:
         try:
             parts = BlendParts(

@@ -93,6 +93,19 @@ def start_services(
         yield start_redis(folder / "redis", number, setting="redis.url")
 
 
+def allow_exploration(run: RunConfig) -> None:
+    """Switches exploration on in a Redis of our own, where the configuration has a share for it.
+
+    In a Redis that was there before, the switch is left as it is: `freshrank blender explore on`.
+    """
+    from utility_blender.store_redis import RedisBlenderStore
+
+    if run.blender.explore.share > 0:
+        store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
+        store.set_exploration(True, "freshrank up")
+        store.close()
+
+
 def specs(run: RunConfig) -> list[ChildSpec]:
     """Returns our own processes, in the order of start."""
     return [

@@ -88,6 +88,8 @@ def up(
         from stream.topics import create_topics
 
         create_topics(run.kafka)
+        if not redis:
+            launch.allow_exploration(run)
         supervisor = Supervisor(launch.specs(run), folder, lambda: time.monotonic_ns() // 1_000_000)
         services.callback(supervisor.stop)  # 5
         supervisor.start()  # 3
