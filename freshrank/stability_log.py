@@ -22,11 +22,11 @@ from utility_blender.blend import Blender
 class LogStudyConfig:
     """What is compared on a log."""
 
-    rows: int = 60_000
+    rows: int = 30_000
     """The first so many rows of the log; at least 1."""
     seeds: int = 3
     """At least 1."""
-    periods: int = 6
+    periods: int = 5
     """At least 4."""
     first_period: int = 2
     """Judged from here on; at least 1, less than `periods` - 1."""
@@ -34,8 +34,10 @@ class LogStudyConfig:
     """Per period; at least 2."""
     probe_share: float = 0.15
     """Share of the rows, the last ones, that are ranked and never learned; between 0 and 1."""
-    weights: tuple[float, ...] = (0.5, 1.0, 2.0)
+    weights: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Weights of the term, beside 0."""
+    min_examples: int = 3
+    """Examples of an item before the teacher has a say: a short log has few of each; at least 0."""
 
     def __post_init__(self) -> None:
         for name, least in (("rows", 1), ("seeds", 1), ("periods", 4), ("first_period", 1), ("publishes", 2)):
@@ -87,7 +89,8 @@ def _variants(run: RunConfig, config: LogStudyConfig, publish_batches: int) -> d
     period_ms = every(config.publishes, publish_batches)
     found = {BASE: Variant(None, 0.0, base)}
     for weight in config.weights:
-        found[f"ce {weight:g}"] = Variant("ce", weight, held(base, weight=weight, refresh_ms=period_ms))
+        term = held(base, weight=weight, refresh_ms=period_ms, min_examples=config.min_examples)
+        found[f"ce {weight:g}"] = Variant("ce", weight, term)
     optim = replace(base.optim, dense_lr=base.optim.dense_lr / 2, row_lr=base.optim.row_lr / 2)
     found["learning rates x 0.5"] = Variant(None, 0.0, replace(base, optim=optim))
     return found

@@ -72,9 +72,10 @@ def plots(result: Mapping[str, Any]) -> dict[str, str]:
     )
     if "drift" in result:
         drift = result["drift"]
-        series = {name: one["ne_excess"] for name, one in drift["variants"].items()}
-        found["NE over the one without the term, by periods since a jump"] = line_chart(
-            drift["age_periods"], series, x_label="periods", reference=Reference(y=0.0, text="no term")
+        publishes = [age * result["settings"]["publishes"] for age in drift["age_periods"]]
+        series = {_short(name): one["ne_excess"] for name, one in drift["variants"].items()}
+        found["NE over the one without the term, since a jump"] = line_chart(
+            publishes, series, x_label="publishes", reference=Reference(y=0.0, text="no term")
         )
     return found
 
@@ -82,7 +83,7 @@ def plots(result: Mapping[str, Any]) -> dict[str, str]:
 def svg_files(result: Mapping[str, Any]) -> dict[str, str]:
     """Returns the plots by the name of a file, each to be shown by itself."""
     return {
-        re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"): chart.replace(
+        re.sub(r"[^a-z0-9]+", "-", f"stability {title}".lower()): chart.replace(
             'font-family="inherit"', 'font-family="sans-serif"'
         )
         for title, chart in plots(result).items()
@@ -120,7 +121,9 @@ def _trade_off(result: Mapping[str, Any], x_figure: str, x_label: str, y_figure:
         for form in dict.fromkeys(one["form"] for one in curve)
     }
     on_curve = {one["name"] for one in curve}
-    markers = [point(found, name) for name, found in result["stream"].items() if name not in on_curve]
+    most = 2 * max(abs(one.y) for line in lines.values() for one in line)  # what is far worse is in the table alone
+    others = [point(found, name) for name, found in result["stream"].items() if name not in on_curve]
+    markers = [one for one in others if abs(one.y) <= most]
     bands = []
     for name, floor in (("seed floor", seed_floor(result)), ("refresh floor", result["floors"].get("refresh"))):
         if floor:
@@ -142,7 +145,7 @@ def _stream_table(result: Mapping[str, Any]) -> str:
         )
         for name, found in result["stream"].items()
     ]
-    shared = ("top1_changed", "rbo_distance", "overlap")
+    shared = ("top1_changed", "rbo_distance")
     rows += [
         (
             "zero",
@@ -151,7 +154,8 @@ def _stream_table(result: Mapping[str, Any]) -> str:
         )
         for name, floor in floors.items()
     ]
-    return table(("",), tuple(name.replace("_", " ") for name in _STREAM), rows)
+    titles = ("NE - base", "AUC - base", "top-1", "over base's", "1 - RBO.9", "top-1 a publish", "calibration", "WLR")
+    return table(("",), titles, rows)
 
 
 def _refits_table(refits: Mapping[str, Any]) -> str:
@@ -160,12 +164,13 @@ def _refits_table(refits: Mapping[str, Any]) -> str:
     for name, found in refits["against_scratch"].items():
         warm = refits["against_warm"][name]
         cells = [with_interval(found[figure], digits) for figure, digits in _REFITS.items()]
-        cells += [with_interval(warm[figure], 3) for figure in ("top1_ratio", "ne_difference")]
+        cells += [with_interval(warm["top1_ratio"], 3), with_interval(warm["ne_difference"], 4)]
         rows.append(("whole" if name == chosen else "", [name], cells))
     floor = refits["floor"]
-    cells = ["", "", *(with_interval(floor[f], _REFITS[f]) for f in ("top1_changed", "rbo_distance")), *[""] * 5]
+    cells = ["", *(with_interval(floor[f], _REFITS[f]) for f in ("top1_changed", "rbo_distance")), *[""] * 5]
     rows.append(("zero", ["seed floor (scratch)"], cells))
-    titles = (*(name.replace("_", " ") for name in _REFITS), "top-1 over warm's", "NE over warm's")
+    own = ("NE", "top-1", "1 - RBO.9", "calibration", "over scratch's", "NE - scratch's")
+    titles = (*own, "top-1 over warm's", "NE - warm's")
     return table(("",), titles, rows)
 
 
@@ -175,11 +180,11 @@ def _drift_table(drift: Mapping[str, Any]) -> str:
 
 
 _STREAM = {
-    "ne": 4, "ne_difference": 4, "auc_difference": 4, "top1_changed": 3, "top1_ratio": 3, "rbo_distance": 3,
-    "overlap": 3, "publish_top1_changed": 3, "calibration": 3, "wlr": 2,
+    "ne_difference": 4, "auc_difference": 4, "top1_changed": 3, "top1_ratio": 3, "rbo_distance": 3,
+    "publish_top1_changed": 3, "calibration": 3, "wlr": 2,
 }  # fmt: skip
 _REFITS = {
-    "ne": 4, "auc": 4, "top1_changed": 3, "rbo_distance": 3, "calibration": 3, "top1_ratio": 3, "ne_difference": 4
+    "ne": 4, "top1_changed": 3, "rbo_distance": 3, "calibration": 3, "top1_ratio": 3, "ne_difference": 4
 }  # fmt: skip
 
 
@@ -191,6 +196,11 @@ def with_interval(figure: Mapping[str, Any], digits: int) -> str:
 
 def _mean_and_half(figure: Mapping[str, Any]) -> tuple[float, float]:
     return figure["mean"], figure["ci"][1] - figure["mean"] if figure["ci"] else 0.0
+
+
+def _short(name: str) -> str:
+    """Returns the name of a way to follow a jump, as short as a legend needs it."""
+    return name.replace("weight ", "w").replace(", age", " age").replace(", with", "")
 
 
 def _figure(title: str, chart: str) -> str:

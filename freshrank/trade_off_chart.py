@@ -3,6 +3,7 @@
 In the look of `freshrank.charts`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +14,7 @@ from freshrank.charts import COLORS, ticks
 _GRID, _TEXT, _BAND = "#e4e7eb", "#52606d", "#fff3bf"
 _WIDTH, _HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 14, 62
+_LINE = 12
 
 
 class Point(NamedTuple):
@@ -69,8 +71,7 @@ def trade_off_chart(
     parts = [*_bands(scale, bands), *_grid(scale, x_label, y_label), *_level(scale, level)]
     for place, line in enumerate(lines.values(), start=1):
         parts += _line(scale, line, COLORS[place % len(COLORS)])
-    for marker in markers:
-        parts += _marker(scale, marker)
+    parts += _markers(scale, markers)
     parts += _legend(list(lines))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" font-size="11" '
@@ -118,12 +119,16 @@ def _line(scale: _Scale, line: Sequence[Point], color: str) -> Iterator[str]:
         yield f'<circle {at} r="3.5" fill="{color}"><title>{escape(point.label)}</title></circle>'
 
 
-def _marker(scale: _Scale, point: Point) -> Iterator[str]:
-    x, y = scale.x(point.x), scale.y(point.y)
-    yield from _bars(scale, point, COLORS[0])
-    yield f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{COLORS[0]}"/>'
-    anchor, shift = ("end", -8) if x > _WIDTH * 0.6 else ("start", 8)
-    yield f'<text x="{x + shift:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{escape(point.label)}</text>'
+def _markers(scale: _Scale, markers: Sequence[Point]) -> Iterator[str]:
+    """Yields squares, their names beside them, each on a line of its own."""
+    line = -math.inf
+    for point in sorted(markers, key=lambda one: scale.y(one.y)):
+        x, y = scale.x(point.x), scale.y(point.y)
+        line = max(line + _LINE, y + 4)
+        yield from _bars(scale, point, COLORS[0])
+        yield f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6" fill="{COLORS[0]}"/>'
+        anchor, shift = ("end", -8) if x > _WIDTH * 0.6 else ("start", 8)
+        yield f'<text x="{x + shift:.1f}" y="{line:.1f}" text-anchor="{anchor}">{escape(point.label)}</text>'
 
 
 def _bars(scale: _Scale, point: Point, color: str) -> Iterator[str]:

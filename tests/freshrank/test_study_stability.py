@@ -194,7 +194,7 @@ def test_trade_off_chart_puts_points_where_they_belong() -> None:
     [
         (StabilityStudyConfig, "seeds", 0), (StabilityStudyConfig, "periods", 4),
         (StabilityStudyConfig, "publishes", 7),
-        (LogStudyConfig, "rows", 0), (LogStudyConfig, "first_period", 5), (LogStudyConfig, "probe_share", 1.0),
+        (LogStudyConfig, "rows", 0), (LogStudyConfig, "first_period", 4), (LogStudyConfig, "probe_share", 1.0),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(kind: Any, setting: str, value: Any) -> None:
