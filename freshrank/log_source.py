@@ -1,7 +1,8 @@
 """Where a whole log is read from: a broker, a folder saved from one, or a recorded log.
 
 A saved log is what the broker had, message by message: one Arrow IPC file per topic, `impressions.arrow`,
-`feedback.arrow`, `examples.arrow` and `dead-letter.arrow`, and `log.json`, written last, that says what is in them.
+`feedback.arrow`, `examples.arrow`, `outcomes.arrow` and `dead-letter.arrow`, and `log.json`, written last, that says
+what is in them.
 """
 
 import gzip
@@ -16,11 +17,21 @@ import msgspec
 import pyarrow as pa
 
 from stream.exceptions import LogUnavailableError
-from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig, Message, Reader, TopicPartition
+from stream.log import (
+    DEAD_LETTER,
+    EXAMPLES,
+    FEEDBACK,
+    IMPRESSIONS,
+    OUTCOMES,
+    KafkaConfig,
+    Message,
+    Reader,
+    TopicPartition,
+)
 from stream.log import topic_name as full_name
 from stream.recorded import ReplayOrder, find_file
 
-TOPICS = (EXAMPLES, DEAD_LETTER, IMPRESSIONS, FEEDBACK)
+TOPICS = (EXAMPLES, OUTCOMES, DEAD_LETTER, IMPRESSIONS, FEEDBACK)
 """The topics of an audit, in the order in which their ends are asked for: causes of what is read must be read too."""
 _POLL_MESSAGES = 2_000
 _POLL_MS = 200
@@ -157,8 +168,8 @@ class RecordedSource:
         self._order = order
 
     def partitions(self, topic: str) -> int:
-        """Returns 1, and 0 for dead letters: the recorded ones are not messages."""
-        return int(topic != DEAD_LETTER)
+        """Returns 1, and 0 for dead letters and outcomes: a replay writes none."""
+        return int(topic not in (DEAD_LETTER, OUTCOMES))
 
     def is_cut(self, topic: str, partition: int) -> bool:
         """Returns False: a recorded log is all there is."""

@@ -18,7 +18,7 @@ from freshrank.exits import CommandError, ExitCode
 from freshrank.log_source import LogSource, ReaderSource, SavedSource, open_folder, save_log
 from stream.audit import FAULTS, AuditReport, Finding
 from stream.audit_log import AuditRange, PartitionAudit
-from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS
+from stream.log import DEAD_LETTER, EXAMPLES, FEEDBACK, IMPRESSIONS, OUTCOMES
 from stream.oracle import OracleConfig
 from stream.oracle_clock import ReachClock
 from stream.recorded import ReplayOrder
@@ -58,6 +58,8 @@ def verify_log(
         refuse_ahead_ms=_NEVER_MS if source.as_of_ms is None else join.refuse_ahead_ms,
         idle_ms=join.idle_ms,
         duplicate_ms=join.duplicate_ms,
+        # A replay keeps its outcomes to itself, and a log of before there were any has no topic for them.
+        outcome_window_ms=join.outcome_window_ms if source.partitions(OUTCOMES) else None,
     )
     report = AuditReport()
     letters = _dead_letters(source)
@@ -75,6 +77,8 @@ def verify_log(
             slack_ms=0 if source.as_of_ms is None else min(config.idle_ms, _MAX_SLACK_MS),
         )
         feeds = {IMPRESSIONS: partition.impression, FEEDBACK: partition.feedback, EXAMPLES: partition.examples}
+        if config.outcome_window_ms is not None:
+            feeds[OUTCOMES] = partition.outcomes
         for topic, feed in feeds.items():
             for message in source.messages(topic, number):
                 feed(message)
@@ -87,7 +91,8 @@ def verify_log(
 def _kept_since_ms(source: LogSource, number: int, config: OracleConfig) -> int:
     """Returns from which event time on a partition holds everything there is about a slate; 0 if nothing is gone."""
     since_ms = 0
-    for topic in (IMPRESSIONS, FEEDBACK, EXAMPLES):
+    outputs = (EXAMPLES,) if config.outcome_window_ms is None else (EXAMPLES, OUTCOMES)
+    for topic in (IMPRESSIONS, FEEDBACK, *outputs):
         if source.is_cut(topic, number):
             first = next(source.messages(topic, number), None)
             kept_ms = _NEVER_MS if first is None else first.timestamp_ms
@@ -246,7 +251,7 @@ def show_report(report: AuditReport, out: TextIO) -> None:
     console.print(
         f"{report.slates:,} slates with {report.judged:,} closed labels judged; "
         f"{report.impressions:,} impressions ({report.duplicates:,} duplicates), {report.feedback:,} feedback, "
-        f"{report.rows:,} rows of examples"
+        f"{report.rows:,} rows of examples, {report.outcomes:,} outcomes"
     )
     console.print("explained: " + ", ".join(f"{name} {getattr(report, name):,}" for name in _EXPLAINED))
     for finding in report.findings[:_SHOWN_FINDINGS]:

@@ -133,13 +133,14 @@ class AuditReport:
     """What an audit has found, all partitions together. The first four are faults, all others explain."""
 
     lost: int = 0
-    """Labels of closed windows that never came; malformed messages without their dead letter."""
+    """Labels and outcomes of closed windows that never came; malformed messages without their dead letter."""
     double: int = 0
-    """Labels, and dead letters, that came more often than they must."""
+    """Labels, outcomes and dead letters that came more often than they must."""
     contradictory: int = 0
     """Items and tasks whose labels contradict each other."""
     wrong: int = 0
-    """Labels whose kind, label, delay, order or time of emission differs, or that nobody should have got."""
+    """Labels whose kind, label, delay, order or time of emission differs, or that nobody should have got; outcomes that
+    hold other actions than the log."""
     late: int = 0
     """Impressions and feedback that came later than the settings allow for, and whose effect is missing."""
     late_accepted: int = 0
@@ -168,6 +169,8 @@ class AuditReport:
     """Impressions and feedback that cannot be decoded."""
     rows: int = 0
     """Rows of examples read."""
+    outcomes: int = 0
+    """Explored slates with an outcome, among those judged."""
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     """Labels found, by task and kind."""
     positives: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """One partition of a log under audit: its messages in, its faults into a report.
 
-Feed `impressions`, then `feedback`, then `examples`, each in offset order, then call `judge`. Messages are decoded with
-the codec that everybody uses; everything else is the oracle's own.
+Feed `impressions`, then `feedback`, then `examples` and `outcomes`, each in offset order, then call `judge`. Messages
+are decoded with the codec that everybody uses; everything else is the oracle's own.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from stream.audit import AuditReport, FaultName, Finding, judge
+from stream.audit_outcomes import OutcomeAudit
 from stream.codec import EventDecoder
 from stream.exceptions import DecodeError
 from stream.log import Message
@@ -89,6 +90,10 @@ class PartitionAudit:
         """The last slate of which labels were found: all before it were read."""
         self._malformed: dict[tuple[str, int], int] = {}
         self._last_close_ms = schema.max_window_ms + config.grace_ms
+        self._expire_after_ms = max(schema.max_window_ms, config.outcome_window_ms or 0) + config.grace_ms
+        self._outcomes: OutcomeAudit | None = None
+        if config.outcome_window_ms is not None:
+            self._outcomes = OutcomeAudit(partition, schema, config, config.outcome_window_ms, report)
 
     def impression(self, message: Message) -> None:
         """Takes the next impression."""
@@ -106,6 +111,8 @@ class PartitionAudit:
         first = self._slates.get(event.request_id)
         if first is None:
             self._slates[event.request_id] = _Slate(message.offset, event.ts, bound_ms, tuple(event.items.id))
+            if self._outcomes is not None:
+                self._outcomes.impression(event, bound_ms)
             return
         self._report.duplicates += 1
         forgotten_ms = first.ts + self._last_close_ms + dup_ms
@@ -127,11 +134,13 @@ class PartitionAudit:
             # After retention has deleted slates, what came soon after may belong to one of them.
             is_cut = 0 < self._within.since_ms and event.ts <= self._within.since_ms + self._last_close_ms
             if not is_cut and hash(event.request_id) not in self._elsewhere:
-                self._expiries_ms.append(event.ts + self._last_close_ms)
+                self._expiries_ms.append(event.ts + self._expire_after_ms)
             return
         if event.item_id not in slate.items:
             self._report.unmatched += 1
             return
+        if self._outcomes is not None:
+            self._outcomes.feedback(event, bound_ms)
         action = Action(event.action, event.ts, event.value, bound_ms)
         self._actions.setdefault(event.request_id, {}).setdefault(event.item_id, []).append(action)
 
@@ -145,8 +154,7 @@ class PartitionAudit:
             self._report.rows += 1
             self._emitted_ms = max(self._emitted_ms, row["emitted_watermark_ms"])
             request_id = row["request_id"]
-            within = self._within
-            if not (within.has(request_id) and within.since_ms <= row["ts"] <= within.until_ms):
+            if not self._is_in_range(request_id, row["ts"]):
                 continue
             slate = self._slates.get(request_id)
             if slate is not None:
@@ -166,6 +174,18 @@ class PartitionAudit:
                         continue
                     one = _Found(sent, row["emitted_watermark_ms"], message.timestamp_ms)
                     found.setdefault((item, task), []).append(one)
+
+    def outcomes(self, message: Message) -> None:
+        """Takes the next message of outcomes; without an `outcome_window_ms` in the settings nothing is made of it.
+
+        Raises:
+            ValueError: it cannot be read, or was made under other settings.
+        """
+        if self._outcomes is not None:
+            self._outcomes.outcomes(message, self._is_in_range)
+
+    def _is_in_range(self, request_id: str, ts: int) -> bool:
+        return self._within.has(request_id) and self._within.since_ms <= ts <= self._within.until_ms
 
     def _rows(self, message: Message) -> Iterator[dict[str, Any]]:
         where = f"examples[{message.partition}] at offset {message.offset}"
@@ -211,6 +231,8 @@ class PartitionAudit:
             elif request_id not in self._reused:
                 self._report.slates += 1
                 self._judge_slate(request_id, slate, reached_ms)
+        if self._outcomes is not None:
+            self._outcomes.judge_strangers(self._slates)
 
     def malformed(self) -> dict[tuple[str, int], bool]:
         """Returns which (topic, offset) belong into `dead-letter`, and whether they must be there already."""
@@ -218,6 +240,9 @@ class PartitionAudit:
         return {place: reached_ms > bound_ms for place, bound_ms in self._malformed.items()}
 
     def _judge_slate(self, request_id: str, slate: _Slate, reached_ms: int) -> None:
+        is_read = reached_ms > slate.bound_ms or slate.offset <= self._read_offset
+        if self._outcomes is not None:
+            self._outcomes.judge(request_id, reached_ms, is_read=is_read)
         found = self._found.get(request_id, {})
         report, config = self._report, self._config
         if slate.bound_ms > slate.ts + self._last_close_ms:
@@ -226,7 +251,6 @@ class PartitionAudit:
             report.late_accepted += bool(found)
             if not found:
                 return
-        is_read = reached_ms > slate.bound_ms or slate.offset <= self._read_offset
         actions_of = self._actions.get(request_id, {})
         missed: set[tuple[str, int]] = set()
         accepted: set[tuple[str, int]] = set()

@@ -23,6 +23,7 @@ class OracleConfig:
     refuse_ahead_ms: int
     idle_ms: int
     duplicate_ms: int
+    outcome_window_ms: int | None = None
 
 
 class Sent(NamedTuple):

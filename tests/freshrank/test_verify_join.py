@@ -349,7 +349,7 @@ def test_a_saved_log_is_the_log(cluster: Cluster, tmp_path: Path) -> None:
     save_log(source, tmp_path / "saved")
     assert verify(SavedSource(tmp_path / "saved")).as_dict() == verify(source).as_dict()
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {
-        "examples.arrow", "dead-letter.arrow", "impressions.arrow", "feedback.arrow", "log.json",
+        "examples.arrow", "outcomes.arrow", "dead-letter.arrow", "impressions.arrow", "feedback.arrow", "log.json",
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from freshrank.log_source import TOPICS, ReaderSource
 from stream.join import JoinConfig
-from stream.log import DEAD_LETTER, EXAMPLES, KafkaConfig, Message
+from stream.log import EXAMPLES, KafkaConfig, Message
 from stream.memory_log import MemoryReader
 from stream.schema import KIND_CODE, Feedback, Impression, SchemaConfig, TaskConfig
 from tests.stream.build import did, schema, shown
@@ -111,7 +111,7 @@ class EditedLog:
         }
 
     def partitions(self, topic: str) -> int:
-        return self.num_partitions if topic != DEAD_LETTER or (topic, 0) in self.log else 0
+        return self.num_partitions if (topic, 0) in self.log else 0
 
     def is_cut(self, topic: str, partition: int) -> bool:
         return (topic, partition) in self.cut
@@ -119,18 +119,18 @@ class EditedLog:
     def messages(self, topic: str, partition: int) -> Iterator[Message]:
         yield from self.log[topic, partition]
 
-    def edit(self, change: Callable[[list[Row]], None]) -> Self:
+    def edit(self, change: Callable[[list[Row]], None], topic: str = EXAMPLES) -> Self:
         """Gives all rows of a partition, in order, to `change`; each is its own message from then on."""
         for number in range(self.num_partitions):
             rows: list[Row] = []
             layout = None
-            for message in self.log[EXAMPLES, number]:
+            for message in self.log[topic, number]:
                 table = pa.ipc.open_stream(message.value).read_all()
                 layout = table.schema
                 rows += [{"logged": message.timestamp_ms, **row} for row in table.to_pylist()]
             change(rows)
-            self.log[EXAMPLES, number] = [
-                Message(EXAMPLES, number, offset, None, _message(row, layout), row["logged"])
+            self.log[topic, number] = [
+                Message(topic, number, offset, None, _message(row, layout), row["logged"])
                 for offset, row in enumerate(rows)
             ]
         return self
