@@ -25,6 +25,7 @@ from model.learner import Learner
 from model.snapshot import Manifest, encode_payload, payload_sha256
 from model.store import MemorySnapshotStore, SnapshotStore
 from ranker.answer import Ranker
+from ranker.blender_follow import BlenderWatcher
 from ranker.event_log import EventLog
 from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
@@ -275,9 +276,16 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 @contextmanager
-def served(given: Parts) -> Iterator[str]:
+def served(given: Parts, blender_watcher: BlenderWatcher | None = None) -> Iterator[str]:
     """Serves over real HTTP on a free port; yields the address."""
-    app = create_app(given.ranker, given.watcher, given.limits, metrics_text=lambda: b"up 1\n", version="1.2.3")
+    app = create_app(
+        given.ranker,
+        given.watcher,
+        given.limits,
+        metrics_text=lambda: b"up 1\n",
+        version="1.2.3",
+        blender_watcher=blender_watcher,
+    )
     server = HttpServer(app, ServerConfig(port=0))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -12,13 +12,16 @@ import redis
 
 from model.store import StoreConfig
 from model.store_redis import RedisSnapshotStore
+from ranker.blender_follow import BlenderFollower, BlenderWatcher
 from ranker.openapi import ENDPOINTS
 from ranker.request import RequestLimits
 from stream.codec import encode_sequence
 from stream.schema import Sequence
 from tests.ranker.given import ITEMS, Log, Parts, Trainer, body, parts, redis_process, served, wait_for
+from tests.utility_blender.some_versions import some_version
 from utility_blender.blend import BlenderConfig
 from utility_blender.explore import ExploreConfig
+from utility_blender.store import MemoryBlenderStore
 
 ACTION = {"request_id": "r-0", "user_id": "u1", "item_id": "i1", "action": "click"}
 
@@ -48,8 +51,8 @@ class Client:
 
 
 @contextmanager
-def serving(given: Parts) -> Iterator[Client]:
-    with served(given) as url, httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+def serving(given: Parts, blender_watcher: BlenderWatcher | None = None) -> Iterator[Client]:
+    with served(given, blender_watcher) as url, httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
         yield Client(given, http)
 
 
@@ -234,3 +237,31 @@ def test_with_redis_killed_in_between_every_request_is_answered_and_all_is_well_
             client.publish("delta", created_ms=11)
             wait_for(lambda: client.rank()["degraded"] == [], "sequences are read again")
         store.close()
+
+
+def test_learned_weights_and_the_switch_of_exploration_arrive_while_it_serves() -> None:
+    explore = ExploreConfig(share=1.0, allow_above_cap=True, holdout=0.0)
+    given = parts(blender=BlenderConfig(weights={"default": {"click": 1.0, "order": 5.0}}, explore=explore))
+    store, blender = MemoryBlenderStore(), given.ranker.blender
+    follower = BlenderFollower(store, blender, given.stats, schema_hash="s", elapsed_s=given.ranker.elapsed_s)
+    with serving(given, BlenderWatcher(follower, given.stats)) as client:
+        client.publish()
+        answer, model = client.rank(), client.get("/v1/model")
+        assert (answer["blender"], answer["explore"], answer["fallback"]) == (0, False, None)
+        assert answer["weights"] == {"click": 1.0, "order": 5.0}
+        assert (model["blender"], model["blender_share"], model["exploring"]) == (0, 1.0, False)
+        store.put(some_version(1))
+        store.promote(1, share=0.25, epoch=0)
+        wait_for(lambda: client.get("/v1/model")["blender"] == 1, "the version serves")
+        assert client.get("/v1/model")["blender_share"] == 0.25
+        store.set_exploration(True, "start")
+        wait_for(lambda: client.get("/v1/model")["exploring"], "requests explore")
+        answer = client.rank()
+        assert answer["explore"] and answer["blender"] == 0  # around the stable lane, which is the config's
+        store.set_exploration(False, "stop")
+        store.promote(1, share=1.0, epoch=0)
+        wait_for(lambda: client.get("/v1/model")["blender_share"] == 1, "it serves everybody")
+        wait_for(lambda: not client.get("/v1/model")["exploring"], "nobody explores")
+        assert client.rank(scenario="search")["fallback"] == "scenario"
+        counters = client.get("/v1/model")["counters"]
+        assert counters["blenders_applied"] == 2 and counters["blender_fallback"] == {"scenario": 1}
