@@ -3,14 +3,14 @@
 Shape letters: N requests, M draws, C candidates, T tasks, A actions, K columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from utility_blender.bootstrap import Bootstrap, user_sums
 from utility_blender.contexts import Contexts, Floats
-from utility_blender.cross_fit import cross_fitted
+from utility_blender.cross_fit import CrossFit
 from utility_blender.estimators import doubly_robust, effective_share, ips, snips
 from utility_blender.gate_config import GateConfig
 from utility_blender.inclusion import Inclusion, count_shown, importance, uncovered
@@ -51,10 +51,11 @@ class Group:
         self._item_NC = item_rewards(outcomes, reward)
         self._reward_N = self._item_NC.sum(axis=1)
         self._bandwidth = bandwidth(distance(outcomes.weights_NT, outcomes.center_NT))
+        self._q: CrossFit | _Given
         if q_model is None:
-            self._predict = cross_fitted(outcomes, self._reward_N, seed=seed)
+            self._q = CrossFit(outcomes, self._reward_N, seed=seed)
         else:
-            self._predict = lambda weights_NT: q_model.predict(outcomes.contexts, weights_NT, outcomes.center_NT)
+            self._q = _Given(q_model, outcomes)
         self._inclusion = Inclusion(self._count_shown(), config.inclusion_draws)
         self._central_N = self._kernel_weights(self._center_NT)
 
@@ -111,7 +112,7 @@ class Group:
         omega_NC = importance(outcomes, self._inclusion, weights_NT)
         central_NC = importance(outcomes, self._inclusion, center_NT)
         kernel_N, central_N = self._kernel_weights(weights_NT), self._central_N
-        residual_N = reward_N - self._predict(outcomes.weights_NT)
+        residual_N = reward_N - self._q.predict(outcomes.weights_NT)
         columns = {
             "one": np.ones(outcomes.num_requests),
             "size": outcomes.size_N.astype(np.float64),
@@ -126,9 +127,14 @@ class Group:
             "kernel_reward_center": central_N * reward_N,
             "kernel_residual": kernel_N * residual_N,
             "kernel_residual_center": central_N * residual_N,
-            "q": self._predict(weights_NT),
-            "q_center": self._predict(center_NT),
+            "q": self._q.predict(weights_NT),
+            "q_center": self._q.predict(center_NT),
         }
+        pull_N = central_N / central_N.sum() - kernel_N / kernel_N.sum()
+        each_N = np.full(outcomes.num_requests, 1 / outcomes.num_requests)
+        columns["dr_noise"] = outcomes.num_requests * self._q.noise(
+            [(each_N, weights_NT), (-each_N, center_NT), (pull_N, outcomes.weights_NT)]
+        )
         mean_NT = self._mean_weights(weights_NT)
         if not np.allclose(angles(weights_NT, mean_NT), 0.0, atol=1e-3):
             columns["item_mean"] = (importance(outcomes, self._inclusion, mean_NT) * self._item_NC).sum(axis=1)
@@ -232,7 +238,25 @@ class _Statistics:
             parts = (f"q{of}", "one", f"kernel_residual{of}", f"kernel{of}")
             return doubly_robust(*(sums[..., at[part]] for part in parts))
 
-        return self._sums.interval(lambda sums: value(sums, "") - value(sums, "_center"))
+        def lift(sums: Floats) -> Floats:
+            return value(sums, "") - value(sums, "_center") + ips(sums[..., at["dr_noise"]], sums[..., at["one"]])
+
+        return self._sums.interval(lift)
+
+
+class _Given:
+    """A model fitted elsewhere: its own error is not in the interval."""
+
+    def __init__(self, model: QModel, outcomes: Outcomes) -> None:
+        self._model, self._outcomes = model, outcomes
+
+    def predict(self, weights_NT: Floats) -> Floats:
+        """See `CrossFit.predict`."""
+        return self._model.predict(self._outcomes.contexts, weights_NT, self._outcomes.center_NT)
+
+    def noise(self, terms: Sequence[tuple[Floats, Floats]]) -> Floats:
+        """See `CrossFit.noise`."""
+        return np.zeros(self._outcomes.num_requests)
 
 
 def _histogram(weights: Floats) -> list[int]:
