@@ -47,6 +47,10 @@ COMMANDS = {
         "freshrank.gates:gates",
         "Shows how a trained model's gates use their experts: mean weights, entropies, dead experts, distances of tasks.",  # noqa: E501 - as in its own help
     ),
+    "ope": CommandRow(
+        "freshrank.ope:ope",
+        "Judges weights by explored requests: of the log in FOLDER, recorded or saved, or else of the broker.",
+    ),
     "churn": CommandRow(
         "freshrank.churn:churn",
         "Compares the rankings of two models, OLD and NEW, on the same requests, before and after the blender.",
