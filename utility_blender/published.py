@@ -28,7 +28,7 @@ from utility_blender.prepared import encoder_of
 from utility_blender.reward import RewardConfig
 
 RUNAWAY = 30.0
-"""A bias beyond this (a probability of 1e-13) is not on its way to any minimum."""
+"""Mean logits under production's weights beyond this (a probability of 1e-13) are not on their way to any minimum."""
 
 
 class Rows(NamedTuple):
@@ -92,11 +92,15 @@ def fit_published(
         )
         return by_f_BT * length_B1, np.array([by_bias])
 
-    start_bias = best_bias(rows, (outcomes.weights_NT * static_NT).sum(axis=1))
+    z_N = (outcomes.weights_NT * static_NT).sum(axis=1)
+
+    def watch(bias_E: Floats) -> None:
+        if not abs(bias_E[0] + z_N.mean()) <= RUNAWAY:
+            raise _ran_away(bias_E[0])
+
     start = new_mlp((encoder.width, *config.hidden, len(outcomes.tasks)), rng)
-    mlp, bias_E = fit_mlp(
-        start, x_NX, gradients, config.adam_base, rng, extra_E=np.array([start_bias]), watch=_refuse_runaway
-    )
+    bias = np.array([best_bias(rows, z_N)])
+    mlp, bias_E = fit_mlp(start, x_NX, gradients, config.adam_base, rng, extra_E=bias, watch=watch)
     policy = LearnedPolicy(outcomes.tasks, dict(static.weights_of), (Link(encoder, mlp, np.inf, config.strength),))
     num = rows.num_N.sum()
     share = float((np.abs(rows.positive_N)).sum() / (np.abs(rows.positive_N) + rows.negative_N).sum())
@@ -148,16 +152,15 @@ def best_bias(rows: Rows, z_N: Floats) -> float:
 
     low, high = -RUNAWAY - float(z_N.max()), RUNAWAY - float(z_N.min())
     if slope(low) >= 0 or slope(high) <= 0:
-        _refuse_runaway(np.array([low if slope(low) >= 0 else high]))
+        raise _ran_away(low if slope(low) >= 0 else high)
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return (low + high) / 2
 
 
-def _refuse_runaway(bias_E: Floats) -> None:
-    if not abs(bias_E[0]) <= RUNAWAY:
-        raise ValueError(
-            f"published: the bias ran away to {bias_E[0]:.1f}, the loss has no minimum; hides taken literally outweigh "
-            "the positive rewards, hide: relabel is bounded"
-        )
+def _ran_away(bias: float) -> ValueError:
+    return ValueError(
+        f"published: the bias ran away to {bias:.1f}, the loss has no minimum; hides taken literally outweigh the "
+        "positive rewards, hide: relabel is bounded"
+    )
