@@ -92,6 +92,16 @@ OTHERS = (
         (),
         "Share of the labels weighed by their policy whose estimate or weight was cut to its range; alarm above 1 %.",
     ),
+    MetricRow("freshrank_trainer_teacher_held_total", "counter", (), "Labels held to the score of an older model."),
+    MetricRow(
+        "freshrank_trainer_teacher_masked_total",
+        "counter",
+        ("reason",),
+        "Labels that were not, by reason: no_teacher, resting, new_scenario, unknown_id, unscored, unknown_version,"
+        " denied_version, not_finite.",
+    ),
+    MetricRow("freshrank_trainer_teacher_alarms_total", "counter", (), "Times it was let rest: the loss had risen."),
+    MetricRow("freshrank_trainer_teacher_age_seconds", "gauge", (), "Mean age of the scores last held to."),
     MetricRow("freshrank_trainer_watermark_age_seconds", "gauge", (), "Now minus the watermark learned."),
     MetricRow("freshrank_trainer_window_rows", "gauge", _CELL, "Final labels in the metric window."),
     MetricRow("freshrank_trainer_window_positives", "gauge", _CELL, "Positive ones among them."),

@@ -178,6 +178,12 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
         yield Reading("freshrank_trainer_task_weight_ratio", weight, (task,))
     if gauges.watermark_ms:
         yield Reading("freshrank_trainer_watermark_age_seconds", (now_ms() - gauges.watermark_ms) / 1_000)
+    if trained.teacher is not None:
+        yield Reading("freshrank_trainer_teacher_held_total", trained.teacher.num_held)
+        yield Reading("freshrank_trainer_teacher_alarms_total", trained.teacher.num_alarms)
+        yield Reading("freshrank_trainer_teacher_age_seconds", trained.teacher.age_ms / 1_000)
+        for reason, count in trained.teacher.masked.items():
+            yield Reading("freshrank_trainer_teacher_masked_total", count, (reason,))
     ids = trained.table
     for name, table in ids.counters.items():
         yield Reading("freshrank_trainer_table_rows", table.rows, (name,))

@@ -37,6 +37,7 @@ from model.snapshot import Manifest
 from model.source import ExampleMessage, ExampleSource
 from model.step_report import StepReport
 from model.store import SnapshotStore
+from model.teacher_releases import TeacherReleases
 from model.trainer_state import TrainerState
 from model.trainer_stats import TrainerGauges, TrainerStats
 from stream.schema import SchemaConfig
@@ -167,6 +168,7 @@ class Trainer:
             folder=self._parts.checkpoint_dir,
             deterministic=config.deterministic,
         )
+        self._teachers = TeacherReleases(self.learner.trained)
         self.stats = TrainerStats()
         self.gauges = TrainerGauges()
         self.publish_stats = PublishStats()
@@ -269,6 +271,7 @@ class Trainer:
             grace_ms=max(part.settle_ms for part in parts) - self._schema.max_window_ms,
             rows_learned=self.stats.examples,
         )
+        self._teachers.released(self.publish_stats.released)
 
     def _step(self, rows: TrainRows, parts: list[Part]) -> None:
         labels = LabelBatch(
@@ -389,7 +392,8 @@ class Trainer:
         manifest = self._publisher.publish(self.learner.trained, progress)
         if manifest is not None:
             self._published_step = manifest.step
-            self._teach(manifest)
+            self._teachers.published(manifest, self.gauges.watermark_ms)
+            self._teachers.released(self.publish_stats.released)
         else:
             # A store that hangs costs a time-out per attempt: at most a quarter of the time goes into those.
             ended_ms = self._now_ms()
@@ -407,15 +411,6 @@ class Trainer:
         model = self.learner.trained
         model.take_teacher(0, self.gauges.watermark_ms)
         model.promote_teacher(0, {})
-
-    def _teach(self, manifest: Manifest) -> None:
-        """Lets a version that went live teach. Nothing was learned since it was exported, so a copy is that version."""
-        model = self.learner.trained
-        if model.teacher is None:
-            return
-        if model.teacher.is_due:
-            model.take_teacher(manifest.version, self.gauges.watermark_ms)
-        model.promote_teacher(manifest.version, manifest.calibration)
 
     def deny_teacher(self, version: int) -> None:
         """Lets a version that was rolled back teach no more, from the next step on."""
@@ -486,6 +481,8 @@ class Trainer:
             self._saved_positions = self.positions
             self._publisher = self._new_publisher(last_version=manifest.version)
             logger.info("Resumed from a checkpoint step=%d positions=%s", manifest.step, manifest.positions)
+        if self._parts.store is not None:
+            self._teachers.take_up(self._parts.store)
         if rollback is not None and folder is not None:
             self._intake.quarantine = rollback.quarantine
             known_epoch = checkpoint.manifest.rollback_epoch if checkpoint is not None else 0

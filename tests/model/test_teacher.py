@@ -18,6 +18,7 @@ from model.served_teacher import ServedScores, ServedTeacher
 from model.source import MemoryExampleSource
 from model.store import MemorySnapshotStore
 from model.teacher import Taught, Teacher
+from model.teacher_releases import TeacherReleases
 from model.trainer import Trainer
 from stream.schema import SchemaConfig
 from tests.model.example_log import MODEL, Clock, new_trainer, partition_log
@@ -377,3 +378,27 @@ def test_a_trainer_that_publishes_copies_what_went_live() -> None:
     assert copies["current"]["taken_ms"] - copies["previous"]["taken_ms"] >= 3_000
     trainer.deny_teacher(versions[1])
     assert trainer.learner.trained.state_meta()["teacher"]["copies"]["current"]["version"] == versions[0]
+
+
+def test_a_version_on_trial_teaches_when_it_is_released() -> None:
+    """Also after a restart, from what the store says of it."""
+    store = MemorySnapshotStore()
+    new_trainer(source=MemoryExampleSource(LOG), store=store, config=CONFIG, clock=Clock(step_ms=1)).run(never)
+    manifest = store.pointer()
+    assert manifest is not None
+    learner, rng = learner_of(replace(SNAPSHOT, teacher_refresh_ms=100)), np.random.default_rng(12)
+    probe, releases = learner.encode(columns(rng, 5, 20)), TeacherReleases(learner.trained)
+    teacher = teacher_of(learner)
+    falls = [teacher.falls_due(watermark_ms) for watermark_ms in (1, 101)]
+    releases.published(manifest, 101)
+    assert falls == [False, True] and ask(learner, probe, all_on(20)) is None
+    releases.released(manifest.version - 1)
+    assert ask(learner, probe, all_on(20)) is None
+    state, meta = learner.trained.state(), learner.trained.state_meta()
+    releases.released(manifest.version)
+    assert ask(learner, probe, all_on(20)) is not None
+    other = learner_of(replace(SNAPSHOT, teacher_refresh_ms=100))
+    other.trained.load_state(state, meta)
+    assert ask(other, probe, all_on(20)) is None
+    TeacherReleases(other.trained).take_up(store)
+    assert ask(other, probe, all_on(20)) is not None
