@@ -47,7 +47,12 @@ def join(run: RunConfig, instance: str | None) -> None:
     from stream.joiner import Joiner
     from stream.log import FEEDBACK, IMPRESSIONS, topic_name
     from stream.spill import Spill
+    from stream.timeline import Timeline
 
+    try:
+        Timeline(run.schema, run.join.grace_ms, run.join.outcome_window_ms)
+    except ValueError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from error
     should_stop = stop_signal()
     topics = [topic_name(run.kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)]
     group_id = run.kafka.topic_prefix + GROUP_ID

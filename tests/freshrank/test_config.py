@@ -135,6 +135,7 @@ def test_resolved_form_masks_passwords_and_can_be_read_again(tmp_path: Path) -> 
         ("ranker.server.port=9", "ranker.server.port: 9 is not among those the page asks: 127.0.0.1:8620"),
         ("join.idle_ms=1", "join.idle_ms: 1 is not allowed; at least join.commit_interval_ms"),
         ("monitor.trainer=127.0.0.1:8611", "monitor.trainer: 127.0.0.1:8611 is taken by monitor.joiner"),
+        ("join.outcome_window_ms=1", "join.outcome_window_ms: 1 is not allowed; at least the longest window_ms of the"),
         ("tasks.hide.policy=oracle", "tasks.hide.policy: oracle knows the future"),
         ("model.priors.like=0.1", "model.priors: ['like'] are not tasks; click, order"),
         ("sim.scenarios={home: {}}", "sim.scenarios: home is not what the run lists: home, search, deals"),

@@ -65,6 +65,12 @@ def test_up_refuses_to_start_a_broker_on_another_machine(tmp_path: Path, free_po
     assert "--kafka HOST:PORT" in line
 
 
+def test_the_joiner_refuses_a_reward_window_shorter_than_a_label_window() -> None:
+    code, line = run_command("join", "--config", DEMO, "--set", "join.outcome_window_ms=1")
+    assert code == ExitCode.USAGE
+    assert line.startswith("freshrank: join.outcome_window_ms: 1 is not allowed; at least the longest window_ms")
+
+
 def test_up_checks_the_whole_configuration_before_it_starts_anything(tmp_path: Path) -> None:
     code, line = run_command("up", "--config", DEMO, "--set", "trainer.batch_rows=soon", "--dir", str(tmp_path / "run"))
     assert (code, line) == (ExitCode.USAGE, 'freshrank: trainer.batch_rows: "soon" is not an integer')
