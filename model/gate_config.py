@@ -24,6 +24,10 @@ class GateConfig:
     """The same that blocks; above 0."""
     psi_hour: float | None = 0.25
     """The same against the scores of an hour ago; above 0."""
+    psi_logit: float = 0.5
+    """Root mean square of the logits' change below which an index never blocks, nor below twice the largest of the last
+    20 versions: where scores lie close together an index calls any change large; at least 0. Against an hour ago, and
+    before there were 20 versions, it is twice as much."""
     churn_factor: float | None = 3.0
     """Probe requests with another first item may be so many times their median share over past versions; above 0."""
     churn_least: float = 0.1
@@ -79,7 +83,14 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         above = {"label_rate_ratio": 1, "rows_ratio": 1, "user_ratio": 1}
-        at_least = {"label_rate_z": 0, "ne_margin": 0, "warm_up_rows": 0, "probe_requests": 0, "ahead_ms": 0}
+        at_least = {
+            "label_rate_z": 0,
+            "ne_margin": 0,
+            "psi_logit": 0,
+            "warm_up_rows": 0,
+            "probe_requests": 0,
+            "ahead_ms": 0,
+        }
         shares = ("churn_least", "churn_most")
         for one in fields(self):
             value = getattr(self, one.name)

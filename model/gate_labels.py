@@ -161,7 +161,7 @@ class LabelChecks:
         return [Finding(check="label_rate", state="block" if text else "pass", text=text, delay_ms=delay_ms)]
 
     def _quality(self, cell: int, where: str, delay_ms: int, now_ms: int) -> list[Finding]:
-        sums = self._recent_CS[cell]
+        sums = self._recent_CS[cell].copy()
         num, positives = sums[N], sums[POSITIVES]
         if positives < self._config.min_positives or positives >= num:
             return [Finding(check="ne", state="not_judged", text=f"{positives:.0f} positives {where}")] if num else []
@@ -190,7 +190,7 @@ class LabelChecks:
         return Finding(check=check, state=state, text=text, delay_ms=delay_ms)  # type: ignore[arg-type]  # joins to str
 
     def _relative(self, cell: int, where: str, delay_ms: int) -> list[Finding]:
-        limit, sums = self._config.ne_margin, self._paired_CS[cell]
+        limit, sums = self._config.ne_margin, self._paired_CS[cell].copy()
         num, positives = sums[PAIRED], sums[PAIRED_POSITIVES]
         if limit is None or positives < self._config.ne_positives or positives >= num:
             return []

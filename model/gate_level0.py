@@ -10,23 +10,26 @@
 | `psi`, `psi_hour` | probe scores whose distribution moved, per scenario and task |
 | `churn`, `churn_hour` | too many probe requests with another first item after the blender |
 
-`*_hour` compare with the scores of an hour ago, the others with the last promoted version. Independent changes add up
-like a random walk: after a pause the churn budget grows with the square root of the steps since.
+`*_hour` compare with the scores of an hour ago, the others with the last promoted version. A young model moves a lot,
+and its scores lie close together, so that the index saturates: it blocks only where the logits moved far more than is
+usual, too. Independent changes add up like a random walk: after a pause, what is usual grows with the square root of
+the steps since, up to tenfold.
 """
 
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
-from model.churn import psi, ranks, top1_changed
+from model.churn import logit_rmse, psi, ranks, top1_changed
 from model.config import ModelConfig
 from model.gate_config import GateConfig
-from model.gate_report import Finding
+from model.gate_report import Finding, State
+from model.metrics import Int64Array
 from model.probe_set import ProbeModel, ProbeSample, ProbeScores, ProbeSet, Weights, by_cell
 from model.serving import ServingModel
 from model.snapshot import Manifest, first_non_finite
@@ -38,6 +41,8 @@ HOUR_MS = 3_600_000
 MIN_PROBE_ROWS = 100
 """Rows of a scenario in the probe set from which their distribution is compared."""
 _CHURNS_KEPT = 1_000
+_MAX_PAUSE = 100.0
+"""Usual publishes without one after which a budget grows no more."""
 _REMEMBER_EVERY_MS = 60_000
 
 
@@ -52,6 +57,8 @@ class Candidate:
     model: ServingModel | None
     scores: ProbeScores | None
     churn: float | None
+    distances: dict[str, float]
+    """How far the logits of each scenario and task moved."""
 
 
 class Level0:
@@ -67,6 +74,7 @@ class Level0:
         self._rows_per_step: deque[float] = deque(maxlen=USUAL_OVER)
         self._steps: deque[int] = deque(maxlen=USUAL_OVER)
         self._churns: deque[float] = deque(maxlen=_CHURNS_KEPT)
+        self._distances: dict[str, deque[float]] = {}
         self._probes: ProbeSet | None = None
         self._probe_model: ProbeModel | None = None
         self._probes_since_ms = 0
@@ -83,7 +91,7 @@ class Level0:
             found.append(self._base(manifest))
             if self._config.rows_factor is not None:
                 found.append(self._rows(manifest, num_rows, self._config.rows_factor))
-        self._candidate = Candidate(manifest, num_rows, rows_learned, tensors, None, None, None)
+        self._candidate = Candidate(manifest, num_rows, rows_learned, tensors, None, None, None, {})
         if any(finding.state == "block" for finding in found):
             return found
         return found + self._probe(manifest, tensors, num_rows, rows_learned)
@@ -131,15 +139,17 @@ class Level0:
         if not np.isfinite(scores.score_BT).all():
             return [_finding("finite", True, "scores of the probe set are not finite")]
         churn = self._churn(self._promoted_scores, scores)
-        self._candidate = Candidate(manifest, num_rows, rows_learned, tensors, model, scores, churn)
+        distances = self._distances_to(self._promoted_scores, scores, manifest)
+        self._candidate = Candidate(manifest, num_rows, rows_learned, tensors, model, scores, churn, distances)
         if self._promoted_scores is None or self._promoted_at_rows < self._config.warm_up_rows:
             return [Finding(check="psi", state="not_judged", text=f"fewer than {self._config.warm_up_rows} rows")]
-        found = self._psi("psi", self._promoted_scores, scores, manifest, self._config.psi)
+        found = self._psi("psi", self._promoted_scores, scores, manifest, self._config.psi, distances)
         if self._config.churn_factor is not None and churn is not None:
             found.append(self._churn_finding(manifest, churn, self._config.churn_factor))
         if self._hour and self._hour[0][0] <= manifest.created_ms - HOUR_MS:
             before = self._hour[0][1]
-            found += self._psi("psi_hour", before, scores, manifest, self._config.psi_hour)
+            distances = self._distances_to(before, scores, manifest)
+            found += self._psi("psi_hour", before, scores, manifest, self._config.psi_hour, distances)
             hourly = self._churn(before, scores)
             if self._config.churn_factor is not None and hourly is not None:
                 most = self._config.churn_most
@@ -149,21 +159,57 @@ class Level0:
                 found.append(_finding("churn_hour", hourly > most, text))
         return found
 
-    def _psi(
-        self, check: str, before: ProbeScores, now: ProbeScores, manifest: Manifest, limit: float | None
-    ) -> list[Finding]:
-        assert self._probes is not None
-        warn = self._config.psi_warn if self._config.psi_warn is not None else math.inf
-        if limit is None:
-            return []
-        found = []
+    def _cells(self, manifest: Manifest) -> Iterator[tuple[str, Int64Array, int]]:
+        """Yields the name of each scenario and task that the probe set can judge, its rows, and the task's index."""
+        if self._probes is None:
+            return
         for scenario, rows_N in by_cell(self._probes.batch.scenario_B, MIN_PROBE_ROWS).items():
             for index, task in enumerate(manifest.tasks):
-                moved = psi(before.score_BT[rows_N, index], now.score_BT[rows_N, index])
-                text = f"probe scores moved by {moved:.3f}, allowed {limit} ({manifest.scenarios[scenario]}, {task})"
-                state = "block" if moved > limit else "warn" if moved > warn else "pass"
-                found.append(Finding(check=check, state=state, text=text))  # type: ignore[arg-type]  # mypy joins to str
+                yield f"({manifest.scenarios[scenario]}, {task})", rows_N, index
+
+    def _distances_to(self, before: ProbeScores | None, now: ProbeScores, manifest: Manifest) -> dict[str, float]:
+        if before is None:
+            return {}
+        return {
+            where: logit_rmse(before.score_BT[rows_N, index], now.score_BT[rows_N, index])
+            for where, rows_N, index in self._cells(manifest)
+        }
+
+    def _psi(
+        self,
+        check: str,
+        before: ProbeScores,
+        now: ProbeScores,
+        manifest: Manifest,
+        limit: float | None,
+        distances: Mapping[str, float],
+    ) -> list[Finding]:
+        if limit is None:
+            return []
+        warn = self._config.psi_warn if self._config.psi_warn is not None else math.inf
+        found = []
+        for where, rows_N, index in self._cells(manifest):
+            moved = psi(before.score_BT[rows_N, index], now.score_BT[rows_N, index])
+            is_large = distances[where] > self._far(check, where, manifest)
+            state: State = "block" if moved > limit and is_large else "warn" if moved > warn and is_large else "pass"
+            text = f"probe scores moved by {moved:.3f}, allowed {limit}; by {distances[where]:.2f} in the logit {where}"
+            found.append(Finding(check=check, state=state, text=text))
         return found
+
+    def _far(self, check: str, where: str, manifest: Manifest) -> float:
+        """Returns beyond which change of the logits an index counts."""
+        if check == "psi_hour":
+            return 2 * self._config.psi_logit
+        past = self._distances.get(where, ())
+        if len(past) < USUAL_OVER:
+            return 2 * self._config.psi_logit
+        return max(self._config.psi_logit, 2 * max(past) * self._pause(manifest))
+
+    def _pause(self, manifest: Manifest) -> float:
+        """Returns how much more than usual a version may differ, because more steps than usual went by."""
+        if len(self._steps) < USUAL_OVER:
+            return 1.0
+        return math.sqrt(min(_MAX_PAUSE, max(1.0, self._num_steps(manifest) / statistics.median(self._steps))))
 
     def _churn(self, before: ProbeScores | None, now: ProbeScores) -> float | None:
         if before is None or before.utility_RK is None or now.utility_RK is None or self._probes is None:
@@ -175,8 +221,7 @@ class Level0:
     def _churn_finding(self, manifest: Manifest, churn: float, factor: float) -> Finding:
         most, budget = self._config.churn_most, self._config.churn_most
         if len(self._churns) >= USUAL_OVER:
-            pause = max(1.0, self._num_steps(manifest) / statistics.median(self._steps))
-            budget = factor * statistics.median(self._churns) * math.sqrt(pause)
+            budget = factor * statistics.median(self._churns) * self._pause(manifest)
         budget = min(most, max(self._config.churn_least, budget))
         text = f"{churn:.1%} of the probe requests have another first item, allowed {budget:.1%}"
         return _finding("churn", churn > budget, text)
@@ -192,8 +237,11 @@ class Level0:
         if self._probe_model is not None:
             self._probe_model.hold(candidate.model)
         self._promoted_scores = candidate.scores
-        if candidate.churn is not None and candidate.rows_learned >= self._config.warm_up_rows:
-            self._churns.append(candidate.churn)
+        if candidate.rows_learned >= self._config.warm_up_rows / 2:
+            if candidate.churn is not None:
+                self._churns.append(candidate.churn)
+            for where, distance in candidate.distances.items():
+                self._distances.setdefault(where, deque(maxlen=USUAL_OVER)).append(distance)
         if candidate.scores is not None and candidate.rows_learned >= 10 * self._config.warm_up_rows:
             self._remember(manifest.created_ms, candidate.scores)
         if manifest.kind == "full" and self._is_due(manifest.created_ms):
