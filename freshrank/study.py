@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freshrank.command import need_folders
+from freshrank.study_blender_command import blender
 from freshrank.study_freshness_command import freshness
 from freshrank.study_frontier import frontier
 from freshrank.study_networks_command import networks
@@ -24,6 +25,7 @@ def study() -> None:
     """Measures parts of the product in synthetic worlds with known truth."""
 
 
+study.add_command(blender)
 study.add_command(freshness)
 study.add_command(frontier)
 study.add_command(networks)
