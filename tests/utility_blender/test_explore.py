@@ -141,3 +141,49 @@ def test_who_explores_says_nothing_about_what_is_drawn() -> None:
 def test_settings_that_are_refused_say_what_is_allowed(settings_: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         ExploreConfig(**settings_)  # type: ignore[arg-type]  # the point of the test
+
+
+GRID = ExploreConfig(law="grid")
+
+
+def test_a_grid_moves_the_two_largest_weights_and_each_arm_is_as_likely() -> None:
+    rng = np.random.default_rng(3)
+    given = [draw(CENTER_T, GRID, rng) for _ in range(4_900)]
+    factors_NT = np.array([weights_T for weights_T, _ in given]) / CENTER_T
+    assert (factors_NT[:, 0] == 1).all()
+    arms, counts = np.unique(factors_NT[:, 1:].round(9), axis=0, return_counts=True)
+    assert len(arms) == 49 and arms.min() == 0.5 and arms.max() == 2.0
+    assert ((counts - 100) ** 2 / 100).sum() < 95  # chi-square of 48 degrees of freedom at p = 1e-4: 94.5
+    assert [logged for _, logged in given] == pytest.approx([-math.log(49)] * 4_900)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 5.0 * 1.1, -2.0], [1.1, 5.0, -2.0], [1.0, -5.0, -2.0]], ids=str)
+def test_weights_off_the_grid_have_density_zero(weights: list[float]) -> None:
+    assert log_density(np.array(weights), CENTER_T, GRID) == -math.inf
+    assert log_density(CENTER_T, CENTER_T, GRID) == pytest.approx(-math.log(49))
+
+
+def test_of_many_tasks_those_that_hardly_count_stay_and_are_not_in_the_density() -> None:
+    center_T = np.array([1.0, 2.0, -1.0, 0.1, 1.0, 1.0, 0.2])
+    weights_T, logged = draw(center_T, ExploreConfig(), np.random.default_rng(0))
+    assert (weights_T == center_T).tolist() == [False, False, False, True, False, False, True]
+    large = center_T.__abs__() > 0.5
+    assert logged == pytest.approx(log_density(weights_T[large], center_T[large], ExploreConfig()))
+    moved_T = weights_T.copy()
+    moved_T[3] *= 1.01
+    assert log_density(moved_T, center_T, ExploreConfig()) == -math.inf
+    six_T, _ = draw(center_T[1:], ExploreConfig(), np.random.default_rng(0))
+    assert (six_T != center_T[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"law": "normal"}, "law: 'normal' is not allowed; one of lognormal, grid"),
+        ({"grid_levels": 1}, "grid_levels: 1 is not allowed; at least 2"),
+        ({"grid_most": 1.0}, "grid_most: 1.0 is not allowed; a finite number above 1"),
+    ],
+)
+def test_settings_of_the_grid_that_are_refused_say_what_is_allowed(settings_: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ExploreConfig(**settings_)  # type: ignore[arg-type]  # the point of the test
