@@ -13,11 +13,8 @@ from model.features import RowColumns, SequenceColumns
 from ranker.api import DegradedReason, RankedItem, RankResponse
 from ranker.live import LiveModel
 from ranker.request import CheckedRequest
-from stream.schema import Candidates, Impression, Items, Sequence, Served
+from stream.schema import CONTROL_LAW, Candidates, Impression, Items, Sequence, Served
 from utility_blender.blend import Blender, Draw
-
-TRIAL_LANE = "canary"
-"""`served.lane` of requests that got weights, or a model, on trial."""
 
 
 class Ranking(NamedTuple):
@@ -160,8 +157,10 @@ def _served(blender: Blender, drawn: Draw) -> Served:
         blender=drawn.version,
         weights=_by_task(blender, drawn.weights_T),
         fallback=drawn.fallback or "",
-        lane=TRIAL_LANE if drawn.is_on_trial else "",
     )
+    if drawn.is_control:
+        served.law = CONTROL_LAW
+        served.center, served.scale = served.weights, _by_task(blender, drawn.scale_T)
     if drawn.center_T is not None:
         served.explore = True
         served.log_density = drawn.log_density

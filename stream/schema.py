@@ -53,7 +53,8 @@ class Served(msgspec.Struct, omit_defaults=True, gc=False):
     center: dict[str, float] = {}
     """On explored requests, the weights that would have served: what the draw was made around."""
     law: str = ""
-    """On explored requests, the law of the draw: `lognormal` or `grid`."""
+    """On explored requests, the law of the draw: `lognormal` or `grid`. `none`: nothing was drawn, but what comes of it
+    is what others are compared with."""
     tau: float | None = None
     """Relative size of the jitter of a `lognormal` draw."""
     truncate: float | None = None
@@ -64,6 +65,10 @@ class Served(msgspec.Struct, omit_defaults=True, gc=False):
     """Why the static weights served where a learned blender should have; empty where all was well."""
     lane: str = ""
     """`canary` where the model or the blender was on trial; empty on the stable lane."""
+
+
+CONTROL_LAW = "none"
+"""`Served.law` of a request that nothing was drawn for, and that others are compared with."""
 
 
 class Sequence(msgspec.Struct, omit_defaults=True, gc=False):

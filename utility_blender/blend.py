@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utility_blender.bounds import BoundsConfig
-from utility_blender.explore import ExploreConfig, draw, is_held_out, may_explore, request_rng
+from utility_blender.explore import ExploreConfig, draw, is_control, is_held_out, may_explore, request_rng
 from utility_blender.gate_config import GateConfig
 from utility_blender.guard import GuardConfig
 from utility_blender.learn_config import LearnConfig
@@ -83,6 +83,8 @@ class Draw:
     """What they were drawn around; None if they were not drawn."""
     is_on_trial: bool = False
     """Whether the request is in the share of a version on trial."""
+    is_control: bool = False
+    """Whether what comes of the request is compared with: with explored ones, with learned or with tried weights."""
     fallback: Fallback | None = None
     """Why these are the production weights, where learned ones should have served."""
 
@@ -192,7 +194,7 @@ class Blender:
         """
         lanes, explore = self.lanes, self._config.explore
         if lanes.version and explore.holdout and is_held_out(user_id, explore):
-            return self._production[scenario]
+            return replace(self._production[scenario], is_control=True)
         rng = self._rng(scenario, request_id)
         if rng is not None and not may_explore((features or {}).get("user", {}), num_actions, explore):
             rng = None
@@ -205,7 +207,7 @@ class Blender:
         else:
             chosen = self._learned(version, scenario, features or {}, is_on_trial=is_on_trial)
         if rng is None or chosen.fallback:
-            return chosen
+            return replace(chosen, is_control=True) if self._is_control(request_id, chosen) else chosen
         weights_T, log_density = draw(chosen.weights_T, explore, rng)
         return replace(chosen, weights_T=weights_T, explore=True, log_density=log_density, center_T=chosen.weights_T)
 
@@ -213,6 +215,11 @@ class Blender:
         if not self._explores(scenario) or not self.is_exploring:
             return None
         return request_rng(request_id, self._config.explore)
+
+    def _is_control(self, request_id: str, chosen: Draw) -> bool:
+        if chosen.fallback:
+            return False
+        return chosen.is_on_trial or (self.is_exploring and is_control(request_id, self._config.explore))
 
     @property
     def law(self) -> ExploreConfig:

@@ -100,10 +100,20 @@ def request_rng(request_id: str, config: ExploreConfig) -> np.random.Generator |
     """
     if config.share == 0:
         return None
-    digest = hashlib.blake2b(request_id.encode(), key=config.salt.encode(), digest_size=24).digest()
+    digest = _digest(request_id, config)
     if int.from_bytes(digest[:8], "little") >= config.share * 2.0**64:
         return None
     return np.random.default_rng(int.from_bytes(digest[8:], "little"))
+
+
+def is_control(request_id: str, config: ExploreConfig) -> bool:
+    """Returns whether a request is one that explored ones are compared with: as many, and never the same ones."""
+    place = int.from_bytes(_digest(request_id, config)[:8], "little") / 2.0**64
+    return config.share <= place < 2 * config.share
+
+
+def _digest(request_id: str, config: ExploreConfig) -> bytes:
+    return hashlib.blake2b(request_id.encode(), key=config.salt.encode(), digest_size=24).digest()
 
 
 def is_held_out(user_id: str, config: ExploreConfig) -> bool:

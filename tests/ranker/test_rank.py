@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -197,11 +198,24 @@ def test_what_falls_back_says_so_is_not_explored_and_counts_as_production(live: 
     assert impression.candidates is None
 
 
-def test_a_request_on_trial_is_marked_in_the_log(live: LiveModel) -> None:
+def test_a_request_on_trial_is_logged_to_be_compared_with_others(live: LiveModel) -> None:
     blender = learned_blender(share=0.5)
     blender.explore_until_s = 0.0
     logged = [ranked(live, blender, f"r-{number}").impression.served for number in range(60)]
-    assert {(one.blender, one.lane) for one in logged if one is not None} == {(0, ""), (1, "canary")}
+    assert {(one.blender, one.law) for one in logged if one is not None} == {(0, ""), (1, "none")}
+
+
+def test_as_many_requests_as_explore_are_logged_to_compare_them_with(live: LiveModel) -> None:
+    explore = ExploreConfig(share=0.3, allow_above_cap=True, kill_switch=False)
+    blender = Blender(TASKS, SCHEMA.scenarios, BlenderConfig(weights=BLENDER.weights, explore=explore))
+    logged = [ranked(live, blender, f"r-{number}").impression for number in range(600)]
+    counts = Counter(one.served.law for one in logged if one.served is not None)
+    for law in ("lognormal", "none"):
+        assert abs(counts[law] / 600 - 0.3) < 4 * (0.21 / 600) ** 0.5
+    control = next(one for one in logged if one.served is not None and one.served.law == "none")
+    assert control.served is not None and control.served.center == control.served.weights == BLENDER.weights["default"]
+    assert (control.served.explore, control.served.log_density, control.candidates) == (False, None, None)
+    assert control.items.propensity == [1.0] * len(control.items.id)
 
 
 def test_the_same_request_id_gets_the_same_slate(live: LiveModel) -> None:
