@@ -18,6 +18,7 @@ from utility_blender.outcomes import Outcomes
 from utility_blender.policy import Policy, StaticPolicy
 from utility_blender.prepared import encoder_of, fit_standard, prepare
 from utility_blender.reward import RewardConfig, request_rewards
+from utility_blender.reward_regression import extended
 from utility_blender.step_choice import choose_step
 
 
@@ -45,8 +46,8 @@ def fit_one_step(
             yield penalty, Link(encoder, slope.times(1 / (2 * penalty)), config.clip, config.strength)
 
     link, report = choose_step(steps(), later, reward, config, rng)
-    eta = 1 / (2 * report["penalty"])
-    return Fitted(served.then(link), {"method": "one_step", "eta": eta, **report})
+    report = {"method": "one_step", "eta": 1 / (2 * report["penalty"]), **report}
+    return extended(served, link, report, outcomes, config, rng)
 
 
 def slope_of(x_NX: Floats, reward_N: Floats, tilt_NT: Floats) -> Mlp:

@@ -19,16 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utility_blender.contexts import Floats
+from utility_blender.distil import distilled
 from utility_blender.fit import Fitted, split_by_time
 from utility_blender.fit_mlp import fit_mlp
 from utility_blender.learn_config import LearnConfig
-from utility_blender.learned import Link, as_learned
+from utility_blender.learned import LearnedPolicy, Link, as_learned
 from utility_blender.mlp import Mlp, new_mlp
 from utility_blender.outcomes import Outcomes
 from utility_blender.policy import Policy, StaticPolicy
 from utility_blender.prepared import Prepared, encoder_of, fit_standard, prepare
 from utility_blender.reward import RewardConfig, request_rewards
-from utility_blender.step_choice import choose_step, is_admitted
+from utility_blender.step_choice import choose_step, reach_of
 
 
 def fit_reward_regression(
@@ -57,10 +58,31 @@ def fit_reward_regression(
 
     rng = np.random.default_rng([seed, 1])
     link, report = choose_step(steps(earlier, config.penalties), later, reward, config, rng)
-    ((_, again),) = steps(outcomes, [report["penalty"]])
-    if is_admitted(again, later, report["angle_explored"], config):
-        link = again
-    return Fitted(served.then(link), {"method": "reward_regression", "refitted": link is again, **report})
+    for penalty, again in steps(outcomes, [one for one in config.penalties if one <= report["penalty"]]):
+        median, is_admitted = reach_of(again, later, report["angle_explored"], config)
+        if not is_admitted:
+            break
+        link, report["penalty_refitted"] = again, penalty
+        if median >= report["angle"]:  # more rows, less noise: the same penalty would make a shorter step
+            break
+    report = {"method": "reward_regression", **report}
+    return extended(served, link, report, outcomes, config, rng)
+
+
+def extended(
+    served: LearnedPolicy,
+    link: Link,
+    report: dict[str, Any],
+    outcomes: Outcomes,
+    config: LearnConfig,
+    rng: np.random.Generator,
+) -> Fitted:
+    """Returns a policy with one more link; as one network, if the chain would be too long and that says the same."""
+    policy = served.then(link)
+    if len(policy.links) > config.max_links:
+        one, report["distilled_angle"] = distilled(policy, outcomes.contexts, config, rng)
+        policy = one if report["distilled_angle"] <= 1.0 else policy
+    return Fitted(policy, report)
 
 
 def fit_base(prepared: Prepared, config: LearnConfig, rng: np.random.Generator) -> Mlp:

@@ -43,7 +43,7 @@ def choose_step(
     Returns:
         The step, and a report: `angle_explored` (RMS angle of the exploration, degrees), `steps` (of each: `penalty`,
         `angle` and `angle_p95` in degrees, `length` = median |f - c| / |c| before the clip, `admitted`, `lift` = value
-        over the centre per request), `penalty` (the one chosen).
+        over the centre per request), `penalty` and `angle` of the one chosen.
 
     Raises:
         ValueError: no step is small enough.
@@ -72,13 +72,15 @@ def choose_step(
             break
     if best is None:
         raise ValueError(f"penalties: none makes a step within the reach of {reach:.1f} degrees; give larger ones")
-    return best, {"angle_explored": reach, "penalty": best_row["penalty"], "steps": rows}
+    chosen = {"penalty": best_row["penalty"], "angle": best_row["angle"]}
+    return best, {"angle_explored": reach, **chosen, "steps": rows}
 
 
-def is_admitted(link: Link, later: Outcomes, reach: float, config: LearnConfig) -> bool:
-    """Returns whether a step is one that a log can judge whose exploration has an RMS angle of `reach` degrees."""
+def reach_of(link: Link, later: Outcomes, reach: float, config: LearnConfig) -> tuple[float, bool]:
+    """Returns the median angle of a step, and whether a log can judge it that explored `reach` degrees."""
     weights_NT = link.bounded(later.center_NT, link.mlp(link.encoder.encode(later.contexts)))
-    return _within(*_median_and_p95(weights_NT, later.center_NT), reach, config)
+    median, p95 = _median_and_p95(weights_NT, later.center_NT)
+    return median, _within(median, p95, reach, config)
 
 
 def _median_and_p95(weights_NT: Floats, center_NT: Floats) -> tuple[float, float]:
