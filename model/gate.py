@@ -8,7 +8,7 @@ longer than `max_unjudged_ms`.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,8 @@ from model.snapshot import Manifest
 from stream.schema import SchemaConfig
 
 logger = logging.getLogger(__name__)
+_COHORTS = 10
+"""Cohorts of labels as long as a window."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,6 @@ class PublishGate:
         model_config: ModelConfig,
         *,
         weights: Weights | None = None,
-        cohort_ms: int = 10_000,
     ) -> None:
         """`weights`: production weights of the tasks, for the churn of the ranking; without them it is not judged."""
         self._config = config
@@ -60,7 +61,7 @@ class PublishGate:
         self.level0 = Level0(config, schema, model_config, weights or {})
         self._data = DataChecks(config, self._layout)
         windows_ms = {name: task.window_ms for name, task in schema.tasks.items()}
-        self._labels = LabelChecks(config, schema.scenarios, windows_ms, cohort_ms)
+        self._labels = LabelChecks(config, schema.scenarios, windows_ms, max(1, config.window_ms // _COHORTS))
         self.stats = GateStats()
         self.findings: list[Finding] = []
         """Of the last version judged, level 0."""
@@ -131,7 +132,8 @@ class PublishGate:
         state = state_of(findings)
         self.stats.windows[state] += 1
         self.stats.blocks.update(finding.check for finding in blocked(findings))
-        is_adopted = self._adopts(state, now_ms)
+        is_clear = state in ("pass", "warn") and (not self.is_holding or self._sees_labels(findings))
+        is_adopted = self._adopts(is_clear or (state == "not_judged" and not self.is_holding), now_ms)
         self._data.close(is_kept=state != "block" or is_adopted)
         self._labels.close(is_kept=state != "block" or is_adopted, now_ms=now_ms)
         if is_adopted:
@@ -140,14 +142,19 @@ class PublishGate:
             logger.error("Data or labels are not in order: %s", sentence(findings))
         if state != "not_judged" or is_adopted:
             self.window_findings = findings
-            if state != "block" or is_adopted:
+            if is_clear or is_adopted:
                 self.is_holding = self.is_frozen = False
                 self._rejected_in_row = 0
         return findings
 
-    def _adopts(self, state: State, now_ms: int) -> bool:
+    def _sees_labels(self, findings: Sequence[Finding]) -> bool:
+        """Returns whether a label rate is known to be in order: data look well long before their labels are in."""
+        is_off = self._config.label_rate_ratio is None
+        return is_off or any(finding.check == "label_rate" and finding.state == "pass" for finding in findings)
+
+    def _adopts(self, is_well: bool, now_ms: int) -> bool:
         """Returns whether a shift has lasted so long that it is the new normal."""
-        if state in ("pass", "warn") or (state == "not_judged" and not self.is_holding):
+        if is_well:
             self._failing_since_ms = None
             return False
         self._failing_since_ms = self._failing_since_ms if self._failing_since_ms is not None else now_ms
@@ -160,8 +167,14 @@ class PublishGate:
         return True
 
     def hold(self) -> None:
-        """From now on examples are looked at and not learned, until a window is in order."""
+        """From now on examples are looked at and not learned, until a window is in order.
+
+        What was seen before counts no more: a window of before must not speak for what comes.
+        """
         self.is_holding = True
+        self._window_began_ms, self._num_labels = None, 0
+        self._data.close(is_kept=False)
+        self._labels.restart()
 
     def judge(
         self, manifest: Manifest, tensors: Mapping[str, Tensor], *, num_rows: int, rows_learned: int

@@ -221,6 +221,11 @@ class LabelChecks:
             self._recent_CS[:] = self._paired_CS[:] = 0
         self._window_CS[:] = 0
 
+    def restart(self) -> None:
+        """Leaves aside every label that has come and was not judged; the reference stays."""
+        self._open = {}
+        self._window_CS[:] = self._recent_CS[:] = self._paired_CS[:] = 0
+
     def forget(self) -> None:
         """Takes what comes next for the usual."""
         self._rates_C3[:] = self._hours_HC2[:] = self._recent_CS[:] = self._paired_CS[:] = 0

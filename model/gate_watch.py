@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _WINDOWS_KEPT = 1_000
 """Windows in order whose positions are remembered, to know where one that fails began."""
 Positions = Mapping[int, Position]
+_CURED_BY_LEARNING = ("calibration", "ne_relative", "unknown", "rows")
+"""Checks that block and no more: they speak of the model or of volume, and going back would not make it better."""
 
 
 class GateWatch:
@@ -96,7 +98,7 @@ class GateWatch:
         )
         if publisher is not None:
             publisher.watch_lanes()
-        bad = blocked(findings)
+        bad = [finding for finding in blocked(findings) if finding.check not in _CURED_BY_LEARNING]
         if not bad:
             self._orderly.append((now_ms, dict(positions)))
         elif self._goes_back and not self.gate.is_holding and self._store is not None and self._folder is not None:

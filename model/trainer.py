@@ -157,9 +157,7 @@ class Trainer:
         )
         # Freshness is about actions that are learned as they come; those of the other tasks wait by intention.
         self._eager_T = np.array([task.policy == "eager" for task in schema.tasks.values()])
-        self.gate = PublishGate(
-            config.gate, schema, model_config, weights=self._parts.weights, cohort_ms=config.metrics.cohort_ms
-        )
+        self.gate = PublishGate(config.gate, schema, model_config, weights=self._parts.weights)
         self._watch = GateWatch(
             config.gate,
             self.gate,
