@@ -170,9 +170,8 @@ def _given(policy: str, run: RunConfig) -> Any:
             weights = json.loads(Path(policy).read_text(encoding="utf-8"))
             weights = {str(name): {task: float(w) for task, w in of.items()} for name, of in weights.items()}
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"--policy: {policy} is no version, static:TASK=WEIGHT,... or JSON file: {error}"
-            ) from error
+            known = "a version, static:TASK=WEIGHT,... or a JSON file"
+            raise ValueError(f"--policy: {policy} is not allowed; {known}: {error}") from error
     try:
         config = replace(run.blender, weights=weights, explore=replace(run.blender.explore, share=0.0))
         return Blender(tuple(run.schema.tasks), run.schema.scenarios, config).production

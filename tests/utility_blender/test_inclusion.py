@@ -19,7 +19,7 @@ def ragged() -> Outcomes:
     factor_NT = outcomes.weights_NT / outcomes.scale_NT
     for row, size in enumerate((3, 8, 3, 0, 12, 30)):
         utility_C = (outcomes.scores_NCT[row, :30].astype(np.float64) * factor_NT[row]).sum(axis=1)
-        order = sorted(range(30), key=lambda j, u=utility_C: (-u[j], j))
+        order = [j for _, j in sorted((-utility, j) for j, utility in enumerate(utility_C.tolist()))]
         outcomes.position_NC[row, :30] = NOT_SHOWN
         outcomes.position_NC[row, order[:size]] = range(size)
     return outcomes
