@@ -9,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stream.schema import SCHEMA_VERSION, SchemaConfig
+from stream.schema import CONTROL_LAW, SCHEMA_VERSION, SchemaConfig
 from utility_blender.contexts import Contexts, Floats
 from utility_blender.outcomes import ABSENT, NOT_SHOWN, Ints, Outcomes
 
-_OPTIONAL = ("tau", "truncate")
-"""Columns that may be null: only the lognormal law has them."""
+_OPTIONAL = ("log_density", "tau", "truncate")
+"""Columns that may be null: requests to compare with have none of them, and only the lognormal law has the last two."""
 
 
 def decode_outcomes(value: bytes, schema: SchemaConfig) -> Outcomes:
-    """Returns the explored requests of one message, in its order; perhaps none.
+    """Returns the explored requests of one message, and those to compare them with, in its order; perhaps none.
+
+    The latter have no density (NaN), and of their candidates only the shown ones.
 
     Rows that no fit and no estimate may use are left out: those that a fallback or a lane on trial has served, for
     their slates hang on more than the draw. Contexts have a column per user and context feature of the schema, by its
@@ -70,6 +72,9 @@ def _outcomes(table: pa.Table, schema: SchemaConfig) -> Outcomes:
     actions, value_NCA = _values(table, num_shown_N, start_N, place_F, width)
     names = [f"user.{name}" for name in schema.features.user] + [f"context.{name}" for name in schema.features.context]
     # A missing list travels as an empty one.
+    log_density_N, is_drawn_N = _floats(table, "log_density"), np.array(table["law"].to_pylist(), object) != CONTROL_LAW
+    if np.isfinite(log_density_N[is_drawn_N]).sum() != is_drawn_N.sum():
+        raise ValueError("outcomes: log_density: an explored request has none")
     columns = {name: [None if value == [] else value for value in table[name].to_pylist()] for name in names}
     scale_NT = _by_task(table, "scale", tasks)
     if not (scale_NT > 0).all():
@@ -83,7 +88,7 @@ def _outcomes(table: pa.Table, schema: SchemaConfig) -> Outcomes:
         ts_ms_N=_integers(table, "ts"),
         center_NT=_by_task(table, "center", tasks),
         weights_NT=_by_task(table, "weight", tasks),
-        log_density_N=_floats(table, "log_density"),
+        log_density_N=np.where(is_drawn_N, log_density_N, np.nan),
         tau_N=_floats(table, "tau"),
         truncate_N=_floats(table, "truncate"),
         scale_NT=scale_NT,

@@ -114,13 +114,18 @@ class OutcomeAudit:
 
     def _must_have_one(self, slate: Impression) -> bool:
         served, others, tasks = slate.served, slate.candidates, self._schema.tasks
-        if served is None or others is None or not served.explore or served.log_density is None:
+        if served is None:
+            return False
+        if served.law == "none" and others is None:
+            logged = (served.weights, served.center, served.scale, slate.items.scores)
+            return all(task in by_task and served.scale[task] > 0 for task in tasks for by_task in logged)
+        if others is None or not served.explore or served.log_density is None:
             return False
         if served.law != "grid" and (served.law != "lognormal" or None in (served.tau, served.truncate)):
             return False
         ids = slate.items.id + others.id
-        logged = (served.weights, served.center, served.scale, slate.items.scores, others.scores)
-        has_all = all(task in by_task for task in tasks for by_task in logged)
+        of_draw = (served.weights, served.center, served.scale, slate.items.scores, others.scores)
+        has_all = all(task in by_task for task in tasks for by_task in of_draw)
         return has_all and len(ids) == len(set(ids)) and min(served.scale[task] for task in tasks) > 0
 
     def _rows(self, message: Message) -> Iterator[dict[str, Any]]:

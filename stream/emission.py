@@ -137,9 +137,9 @@ class JoinCounters:
     settled: int = 0
     """Labels that went out as the truth of a closed window; each item has one per task, under every policy."""
     explored: int = 0
-    """Joined slates whose weights were drawn, and of which an outcome goes out."""
+    """Joined slates of which an outcome goes out: their weights were drawn, or explored ones are compared with them."""
     explored_incomplete: int = 0
-    """Joined slates whose weights were drawn, but which lack something that their outcome would need: none goes out."""
+    """Joined slates like these which lack something that their outcome would need: none goes out."""
     outcomes: int = 0
     """Outcomes that went out."""
     outcome_actions: int = 0

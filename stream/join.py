@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple, get_args
 from stream.emission import Emission, JoinCounters, LabelColumn, Outcome
 from stream.schema import MAX_WINDOW_MS, Feedback, Impression, SchemaConfig
 from stream.state import Held, JoinState, Slate
-from stream.tally import Tally, is_complete, is_explored
+from stream.tally import Tally, is_complete, wants_outcome
 from stream.timeline import Output, Task, Timeline, at_feedback
 from stream.traffic import Traffic
 from stream.watermark import NO_WATERMARK, has_passed
@@ -230,7 +230,7 @@ class JoinCore:
             if tally is not None:
                 counters.explored += 1
             elif self._outcome_window_ms is not None:
-                counters.explored_incomplete += is_explored(impression)
+                counters.explored_incomplete += wants_outcome(impression)
             if self._timeline.has_at_once:
                 self._emit(emissions, slate, self._timeline.at_once(len(impression.items.id)), slate_ms)
         else:
@@ -462,7 +462,7 @@ class JoinCore:
 
     def _new_tally(self, impression: Impression) -> Tally | None:
         """Returns where to add up what will come of a slate; None if it is not explored."""
-        return Tally() if is_explored(impression) and is_complete(impression, self._tasks) else None
+        return Tally() if wants_outcome(impression) and is_complete(impression, self._tasks) else None
 
     def _emit(self, emissions: list[Emission], slate: Slate, output: Output, trigger_ms: int) -> None:
         counters = self.counters

@@ -16,6 +16,9 @@ reward window closes, once. The reader is `freshrank.outcome_rows`. Columns:
     action.position, action.name, action.value, action.first_ts   lists of int32, utf8, float64, int64
                                             one entry per item and action that was done, by position, then name
 
+`law` is `none` for a slate that nothing was drawn for: it has no density and only the shown candidates, and is there to
+compare explored slates, and weights on trial, with it.
+
 An action counts if its event time is in [ts, ts + outcome_window_ms] and it was read before the close; of those with
 one `event_id` the first read counts. `action.value` is the sum of the values, `action.first_ts` the earliest event
 time. What was read later is counted by the joiner (`outcome_late`) and changes nothing. Schema metadata:
@@ -113,7 +116,8 @@ class OutcomeEncoder:
 
     def _candidate_columns(self, outcomes: Sequence[Outcome]) -> _Columns:
         items = [outcome.impression.items for outcome in outcomes]
-        others = [outcome.impression.candidates or Candidates() for outcome in outcomes]
+        nobody = Candidates(scores={task: [] for task in self._schema.tasks})
+        others = [outcome.impression.candidates or nobody for outcome in outcomes]
         offsets = list_offsets(len(i.id) + len(o.id) for i, o in zip(items, others, strict=True))
         positions = ([*range(len(i.id)), *[NOT_SHOWN] * len(o.id)] for i, o in zip(items, others, strict=True))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from stream.schema import Feedback, Impression, Served
+from stream.schema import CONTROL_LAW, Candidates, Feedback, Impression, Items, Served
 
 _LARGEST = sys.float_info.max
 _LAWS = ("lognormal", "grid")
@@ -52,24 +52,31 @@ class Tally(msgspec.Struct, array_like=True):
         return True
 
 
-def is_explored(impression: Impression) -> bool:
-    """Returns whether the weights that ranked a slate were drawn, and its other candidates logged."""
-    return impression.served is not None and impression.served.explore and impression.candidates is not None
+def wants_outcome(impression: Impression) -> bool:
+    """Returns whether a slate was explored and its other candidates logged, or is one to compare explored ones with."""
+    served = impression.served
+    if served is None:
+        return False
+    return served.law == CONTROL_LAW or (served.explore and impression.candidates is not None)
 
 
 def is_complete(impression: Impression, tasks: Collection[str]) -> bool:
-    """Returns whether an explored slate carries everything that its draw can be judged by.
+    """Returns whether a slate that wants an outcome carries everything that its draw can be judged by.
 
-    That is the draw, its centre and its law, the scale and the score of every task, and each candidate once. What our
-    ranker logs does; a log from elsewhere, or of a release that logged less, may not.
+    That is the draw, its centre and its law, the scale and the score of every task, and each candidate once; without a
+    draw only the shown ones are there. What our ranker logs does; a log from elsewhere, or of a release that logged
+    less, may not.
     """
-    served, candidates = impression.served, impression.candidates
-    if served is None or candidates is None or not _is_law_known(served):
+    served = impression.served
+    candidates: Candidates | Items | None = impression.candidates
+    if served is not None and served.law == CONTROL_LAW and candidates is None:
+        candidates = impression.items
+    elif served is None or candidates is None or not _is_law_known(served):
         return False
     by_task = (served.weights, served.center, served.scale, impression.items.scores, candidates.scores)
     if not all(task in column for task in tasks for column in by_task):
         return False
-    ids = [*impression.items.id, *candidates.id]
+    ids = impression.items.id if candidates is impression.items else [*impression.items.id, *candidates.id]
     return len(set(ids)) == len(ids) and all(served.scale[task] > 0 for task in tasks)
 
 

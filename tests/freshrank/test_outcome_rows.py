@@ -173,7 +173,7 @@ def changed(name: str, change: Callable[[Any], Any]) -> bytes:
 
 BAD = {
     "a scale of zero": ("scale.click", lambda _: 0.0, "scale: a number not above 0"),
-    "no density": ("log_density", lambda _: None, "log_density: a value is missing"),
+    "no density": ("log_density", lambda _: None, "log_density: an explored request has none"),
     "a weight that is none": ("weight.order", lambda _: float("nan"), "weight.order: a value is not finite"),
     "an infinite tau": ("tau", lambda _: float("inf"), "tau: a value is not finite"),
     "no time": ("ts", lambda _: None, "ts: a value is missing"),
@@ -221,3 +221,15 @@ def test_impressions_are_not_changed_by_being_written() -> None:
     message(outcome)
     assert repr(outcome.impression) == before
     assert isinstance(outcome.impression, Impression)
+
+
+def test_a_request_to_compare_with_has_no_density_and_only_its_shown_candidates() -> None:
+    control, plain = drawn(1), drawn(1)
+    served = control.impression.served
+    assert served is not None
+    control.impression.candidates = None
+    served.law, served.explore, served.log_density, served.tau, served.truncate = "none", False, None, None, None
+    both = decode_outcomes(message(control, plain), SCHEMA)
+    assert np.isnan(both.log_density_N).tolist() == [True, False]
+    assert both.size_N[0] == both.present_NC[0].sum() == len(control.impression.items.id)
+    assert both.value_NCA[0].sum() == both.value_NCA[1].sum()

@@ -38,6 +38,18 @@ def explored(slate: Impression, tasks: Iterable[str], *others: str) -> Impressio
     return slate
 
 
+def to_compare_with(slate: Impression, tasks: Iterable[str]) -> Impression:
+    """Returns a slate as it is logged when nothing was drawn, but others are compared with it."""
+    explored(slate, tasks)
+    assert slate.served is not None
+    slate.candidates = None
+    slate.served = Served(
+        snapshot=7, blender=2, weights=slate.served.center, center=slate.served.center, law="none",
+        scale=slate.served.scale,
+    )  # fmt: skip
+    return slate
+
+
 def did(
     action: str = "click",
     item: str = "a",

@@ -112,6 +112,6 @@ def outcomes_of(
     for impression in impressions:
         if impression.request_id not in done:
             done.add(impression.request_id)
-            if impression.served is not None and impression.served.explore:
+            if impression.served is not None and (impression.served.explore or impression.served.law == "none"):
                 outcomes[impression.request_id, deeds_on(impression, feedback, window_ms)] += 1
     return outcomes

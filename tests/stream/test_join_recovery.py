@@ -16,7 +16,7 @@ from stream.emission import ItemLabel, JoinCounters, Outcome
 from stream.join import JoinConfig, JoinCore, Resume
 from stream.policy import POLICIES
 from stream.schema import OBSERVING_POLICIES, SETTLED_KINDS, Feedback, Impression, PolicyName, SchemaConfig, TaskConfig
-from tests.stream.build import did, explored, schema, shown
+from tests.stream.build import did, explored, schema, shown, to_compare_with
 from tests.stream.oracle import ROWS, deeds_of, deeds_on
 
 DUPLICATE_MS, OUTCOME_MS = 5, 31
@@ -66,11 +66,15 @@ def runs(draw: st.DrawFn) -> tuple[list[Impression], list[Feedback], list[Step]]
         st.sampled_from(EDGES_MS),
         st.integers(-1, 1),
     )
-    draws = draw(st.lists(st.booleans(), min_size=len(starts), max_size=len(starts)))
+    kinds = draw(
+        st.lists(st.sampled_from(["plain", "explored", "control"]), min_size=len(starts), max_size=len(starts))
+    )
 
     def slate(number: int, at: int) -> Impression:
         plain = shown(f"r{number}", "a", "b", at=at)
-        return explored(plain, TASKS, "c") if draws[number] else plain
+        if kinds[number] == "control":
+            return to_compare_with(plain, TASKS)
+        return explored(plain, TASKS, "c") if kinds[number] == "explored" else plain
 
     slates = [slate(number, at) for number, at in enumerate(starts)]
     again = draw(

@@ -35,7 +35,7 @@ from stream.memory_broker import CrashSchedule
 from stream.memory_log import MemoryTransactionalProducer
 from stream.offsets import labels_hash
 from stream.schema import Feedback, Impression, TaskConfig
-from tests.stream.build import did, explored, schema, shown
+from tests.stream.build import did, explored, schema, shown, to_compare_with
 from tests.stream.cluster import GROUP, Cluster
 from tests.stream.oracle import labels_of, outcomes_of
 
@@ -84,7 +84,9 @@ def traffic(seed: int, num_slates: int = 12) -> list[tuple[int, Event]]:
         user = f"u{rng.randrange(5)}"
         items = [f"i{index}" for index in range(rng.randint(1, 4))]
         slate = shown(f"r{number}", *items, at=at_ms, user=user)
-        send(explored(slate, SCHEMA.tasks, "other", "one more") if number % 2 else slate)
+        if number % 3 == 1:
+            slate = explored(slate, SCHEMA.tasks, "other", "one more")
+        send(to_compare_with(slate, SCHEMA.tasks) if number % 3 == 2 else slate)
         for _ in range(rng.randrange(5)):
             action = rng.choice(["click", "hide", "view", "share"])
             delay_ms = rng.choice([0, 1, 4_999, 5_000, 5_001, 9_999, 10_000, 10_001, rng.randrange(12_000)])
