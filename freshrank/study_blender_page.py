@@ -50,8 +50,8 @@ def study_blender_page(result: Mapping[str, Any]) -> str:
     body = [
         "<h1>Learned utility against the best there is</h1>",
         f'<p class="quiet">Synthetic worlds with known truth: {settings["worlds"]}, {settings["requests"]:,} requests '
-        f"of each explored at tau {settings['tau']:g} (published form: {settings['published_tau']:g}); the first 70 % are "
-        "learned from, the gate judges on the rest. 0 is production, 1 the best weights there are, which gain "
+        f"of each explored at tau {settings['tau']:g} (published form: {settings['published_tau']:g}); the first 70 % "
+        "are learned from, the gate judges on the rest. 0 is production, 1 the best weights there are, which gain "
         f"{_percent(result['oracle_lift'])}. Exploring costs {_percent(result['exploration_cost'])} of the explored "
         "requests' reward. Mean over worlds ± half the 95 % interval.</p>",
         f'<div class="charts"><figure><h3>Share of the oracle\'s lift</h3>{_variants_chart(result)}</figure></div>',
