@@ -57,7 +57,9 @@ COMMANDS = {
     ),
     "study": CommandRow("freshrank.study:study", "Measures parts of the product in synthetic worlds with known truth."),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
-    "snapshot": CommandRow("freshrank.snapshot:snapshot", "Shows the published snapshots."),
+    "snapshot": CommandRow(
+        "freshrank.snapshot:snapshot", "Shows, compares, promotes and rolls back the published snapshots."
+    ),
     "blender": CommandRow(
         "freshrank.blender:blender", "Shows and moves the learned weights of the utility, and switches exploration."
     ),

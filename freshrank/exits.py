@@ -52,12 +52,12 @@ EXIT_CODES = (
     ExitRow(ExitCode.FENCED, "another process has taken over this one's work", "leave it; it is not needed any more"),
     ExitRow(ExitCode.NOT_LEARNED, "`up` ended before it served what it had learned", "run longer; read its logs"),
     ExitRow(ExitCode.CHILD_FAILED, "a process of `up` failed again and again", "read its log; the line names it"),
+    ExitRow(ExitCode.DIVERGED, "training gives numbers that are not finite", "read the data at the offsets logged"),
     ExitRow(
         ExitCode.ROLLED_BACK,
         "the trainer's versions were rolled back, by its gate or by hand",
         "start it again: it goes on from before; read `freshrank snapshot show`",
     ),
-    ExitRow(ExitCode.DIVERGED, "training gives numbers that are not finite", "read the data at the offsets logged"),
 )
 
 
