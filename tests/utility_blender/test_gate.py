@@ -52,9 +52,9 @@ def test_a_sound_report_passes() -> None:
     [
         ({"ess": 0.099}, "home: effective share of requests: 0.099; must be at least 0.1"),
         ({"uncovered": 0.011}, "home: share of its slates never explored: 0.011; must be at most 0.01"),
-        ({"dm": 0.0}, "home: lift, model: 0; must be above 0"),
+        ({"dm": -0.06}, "home: upper bound of the lift, model: -0.01; must be above 0"),
         ({"item": interval(0.04, 0.05)}, "home: lower bound of the lift, item inclusion: -0.01; must be above 0"),
-        ({"dr": interval(-0.01)}, "home: lift, doubly robust: -0.01; must be above 0"),
+        ({"dr": interval(-0.02)}, "home: upper bound of the lift, doubly robust: -0.01; must be above 0"),
         ({"angle": 14.5}, "home: median angle to the centre, degrees: 14.5; must be at most 14.4"),
         ({"angle_p95": 26.5}, "home: 95th percentile of the angle, degrees: 26.5; must be at most 26.4"),
         ({"static_mean": interval(-0.01)}, "home: lift over its own mean weights: -0.01; must be above 0"),
