@@ -122,7 +122,7 @@ def world_stream(
     )
 
 
-def world_model(world: DriftingWorldConfig) -> ModelConfig:
+def world_model(world: DriftingWorldConfig, dense_lr: float = 3e-3) -> ModelConfig:
     """Returns a model that is large enough for the world, and small."""
     return ModelConfig(
         architecture="shared_bottom",
@@ -130,7 +130,7 @@ def world_model(world: DriftingWorldConfig) -> ModelConfig:
         shared_bottom=SharedBottomConfig(bottom=(48, 24), tower=()),
         encoding=EncodingConfig(history_length=0, admission_ids=1, user_id=False),
         embedding=EmbeddingConfig(width=8),
-        optim=OptimConfig(dense_lr=3e-3, row_lr=0.15),
+        optim=OptimConfig(dense_lr=dense_lr, row_lr=0.15),
         priors={f"task-{n}": rate for n, rate in enumerate(world.base_rates)},
     )
 

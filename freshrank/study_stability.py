@@ -80,6 +80,8 @@ class StabilityStudyConfig:
     """Weights of the term, beside 0."""
     ages: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Times between two teachers in the drift part, in periods."""
+    dense_lr: float = 3e-3
+    """Learning rate of the network; greater than 0."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -221,7 +223,9 @@ def _stream_part(config: StabilityStudyConfig, on_progress: Callable[[str, int],
             yield seed, _world(config, config.world, seed, config.periods)
 
     publish_batches = config.world.period_rows // config.world.batch_rows // config.publishes
-    variants = stream_variants(world_model(config.world), config.weights, config.publishes, publish_batches)
+    variants = stream_variants(
+        world_model(config.world, config.dense_lr), config.weights, config.publishes, publish_batches
+    )
     return stream_study(streams(), variants, config.first_period)
 
 
@@ -229,11 +233,11 @@ def _drift_part(config: StabilityStudyConfig, on_progress: Callable[[str, int], 
     """A jump at the start of a period: NE over that of the base, by time since, for each weight and age."""
     jump_at = config.first_period
     world = replace(config.world, jump_period=jump_at)
-    base = world_model(world)
+    base = world_model(world, config.dense_lr)
     per_period = world.period_rows // world.batch_rows
     width = per_period // config.publishes
     refresh = {age: every(round(age * config.publishes), width) for age in config.ages}
-    weights = [weight for weight in (0.5, 1.0, 2.0) if weight in config.weights] or [config.weights[0]]
+    weights = _moderate(config.weights)
     variants = {
         f"weight {weight:g}, age {age:g}": held(base, weight=weight, refresh_ms=refresh[age])
         for weight in weights
@@ -266,8 +270,8 @@ def _drift_part(config: StabilityStudyConfig, on_progress: Callable[[str, int], 
 
 
 def _refits_part(config: StabilityStudyConfig, on_progress: Callable[[str, int], None]) -> dict[str, Any]:
-    base = world_model(config.world)
-    served = [weight for weight in (0.5, 1.0, 2.0) if weight in config.weights] or [config.weights[0]]
+    base = world_model(config.world, config.dense_lr)
+    served = _moderate(config.weights)
     variants: dict[str, tuple[Init, ModelConfig]] = {}
     inits: tuple[Init, ...] = ("scratch", "warm")
     for init in inits:
@@ -294,6 +298,11 @@ def _refits_part(config: StabilityStudyConfig, on_progress: Callable[[str, int],
         "free_against_scratch": _freest(against["scratch"], list(variants)),
         "free_against_warm": _freest(against["warm"], [name for name in variants if name.startswith("warm")]),
     }
+
+
+def _moderate(weights: tuple[float, ...]) -> list[float]:
+    """Returns the weights from .5 to 2, or the first where there are none: those that anybody would use."""
+    return [weight for weight in weights if 0.5 <= weight <= 2] or [weights[0]]
 
 
 def _world(config: StabilityStudyConfig, world: DriftingWorldConfig, seed: int, periods: int) -> Stream:

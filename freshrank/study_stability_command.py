@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--config", type=CONFIG_PATH, help="YAML file of the run whose schema and model the log gets.")
 @click.option("--rows", type=click.IntRange(min=1), default=30_000, show_default=True, help="Of the log, the first.")
 @click.option("--seeds", type=click.IntRange(min=1), help="Worlds, or models on a log; 5, on a log 3.")
+@click.option("--weight", "weights", type=float, multiple=True, help="Weights of the term; repeat; rising.")
+@click.option("--dense-lr", type=float, help="Learning rate of the network in the worlds; 0.003.")
 @click.option("--quick", is_flag=True, help="A smaller study: 2 seeds, short periods, few weights.")
 @click.option("--report", "--out", "report", type=_FILE, help="Write an HTML page with tables and plots.")
 @click.option("--json", "json_out", type=_FILE, help="Write the figures as JSON; `curve` has the points of the plots.")
@@ -27,6 +30,8 @@ def stability(
     config: Path | None,
     rows: int,
     seeds: int | None,
+    weights: tuple[float, ...],
+    dense_lr: float | None,
     quick: bool,
     report: Path | None,
     json_out: Path | None,
@@ -53,6 +58,10 @@ def stability(
     need_folders(report, json_out)
     torch.set_num_threads(1)  # the last bits depend on their number
     given: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
+    if weights:
+        given["weights"] = weights
+    if source is None and dense_lr is not None:
+        given["dense_lr"] = dense_lr
     try:
         if source is not None:
             if config is None:
@@ -60,7 +69,7 @@ def stability(
             path, run = path_of(source, os.environ), load_config(config, (), os.environ)
             result = study_stability_on_log(run, source, path, LogStudyConfig(rows=rows, **given), on_progress=_say)
         else:
-            worlds = quick_study(**given) if quick else StabilityStudyConfig(**given)
+            worlds = replace(quick_study(), **given) if quick else StabilityStudyConfig(**given)
             result = study_stability(worlds, on_progress=_say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
