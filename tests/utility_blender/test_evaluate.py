@@ -17,10 +17,10 @@ from utility_blender.reward import RewardConfig, request_rewards
 
 CONFIG = GateConfig(resamples=200)
 WORLD = make_world()
-FIT = WORLD.explored(10_000, WORLD.static, EXPLORE, seed=100)
-SLICE = WORLD.explored(4_000, WORLD.static, EXPLORE, seed=1_000)
+FIT = WORLD.explored(20_000, WORLD.static, EXPLORE, seed=100)
+SLICE = WORLD.explored(5_000, WORLD.static, EXPLORE, seed=1_000)
 EVALUATION = Evaluation(WORLD.static, SLICE, WORLD.reward, CONFIG, seed=0)
-JUDGE = judge_of(WORLD, 10_000, seed=10_000)
+JUDGE = judge_of(WORLD, 20_000, seed=10_000)
 GOOD = step(WORLD, FIT, WORLD.static, angle=8.0)
 
 
