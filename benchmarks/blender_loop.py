@@ -29,6 +29,7 @@ from sim.behaviour import Truth, truth
 from sim.catalogue import NUM_LATENT
 from sim.world import World
 from stream import kafka_adapter
+from stream.exceptions import LogUnavailableError
 from stream.log import OUTCOMES, TopicPartition, topic_name
 
 ACTIONS = ("click", "order", "hide")
@@ -123,11 +124,15 @@ class Judge:
 
 def rows(run: RunConfig) -> Iterator[list[dict[str, Any]]]:
     """Yields the explored requests of the topic as they come; an empty list when there are none for a second."""
-    reader = kafka_adapter.reader(run.kafka)
-    topic = topic_name(run.kafka, OUTCOMES)
-    while not (num_partitions := reader.num_partitions(topic)):
+    reader, num_partitions, topic = None, 0, topic_name(run.kafka, OUTCOMES)
+    while reader is None or not num_partitions:  # the broker is only coming up
         yield []
         time.sleep(1.0)
+        try:
+            reader = reader or kafka_adapter.reader(run.kafka)
+            num_partitions = reader.num_partitions(topic)
+        except LogUnavailableError:
+            continue
     partitions = [TopicPartition(topic, number) for number in range(num_partitions)]
     reader.assign(reader.begin_offsets(partitions))
     while True:

@@ -14,7 +14,7 @@ from utility_blender.bounds import Bounded
 from utility_blender.contexts import Floats
 from utility_blender.evaluate import evaluate
 from utility_blender.fit import fit
-from utility_blender.gate import OWN_MEAN, Decision, decide
+from utility_blender.gate import Decision, decide
 from utility_blender.learned import policy_from_dict, policy_to_dict
 from utility_blender.ope_report import OpeReport
 from utility_blender.outcomes import Outcomes
@@ -81,8 +81,8 @@ def learn(
         return evaluation, decide(evaluation, config.gate)  # 4
 
     evaluation, decision = judge(policy)
-    if decision.failed and all(rule.name.endswith(OWN_MEAN) for rule in decision.failed):
-        # All else holds, but what depends on the context gains nothing: then what does not is the better candidate.
+    if decision.failed:
+        # What depends on the context takes more data than what does not: its mean may be good where it is only noisy.
         policy, method = static_mean(policy, earlier, static), "static_mean"
         evaluation, decision = judge(policy)
     snapshots_N = np.concatenate([earlier.snapshot_N, later.snapshot_N])
