@@ -11,7 +11,7 @@ OnFailure = Literal["block", "rollback"]
 class GateConfig:
     """What a version must be before anybody serves it (level 0), and the data and labels it learns from (level 1)."""
 
-    warm_up_rows: int = 50_000
+    warm_up_rows: int = 200_000
     """Rows a model must have learned before its drift, data and metrics are judged; at least 0. Checks against an hour
     ago look at versions that had learned ten times as many."""
     probe_requests: int = 64
@@ -24,7 +24,7 @@ class GateConfig:
     """The same that blocks; above 0."""
     psi_hour: float | None = 0.25
     """The same against the scores of an hour ago; above 0."""
-    psi_logit: float = 0.5
+    psi_logit: float = 1.0
     """Root mean square of the logits' change below which an index never blocks, nor below twice the largest of the last
     20 versions: where scores lie close together an index calls any change large; at least 0. Against an hour ago, and
     before there were 20 versions, it is twice as much."""
@@ -48,7 +48,7 @@ class GateConfig:
     """Rise of the share of missing values of a field; above 0."""
     unknown_points: float | None = 0.1
     """Rise of the share of values of a field that have no row; above 0."""
-    feature_psi: float | None = 0.25
+    feature_psi: float | None = 0.5
     """Population stability index of what comes with a request (user, context); above 0."""
     shown_psi: float | None = 1.0
     """The same of what the model itself moves: items shown, and histories; above 0."""
@@ -66,7 +66,7 @@ class GateConfig:
     """The same minus that of the served scores of the same rows: significantly above it blocks; at least 0."""
     ne_positives: int = 2_000
     """Positives of a scenario and task from which the difference is judged; at least 1."""
-    calibration: float | None = 0.25
+    calibration: float | None = 0.7
     """|ln(sum of scores / sum of labels)| of closed cohorts, but at least 4 / sqrt(positives); above 0."""
     min_positives: int = 200
     """Positives of a scenario and task from which they are judged; at least 1."""

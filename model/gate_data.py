@@ -150,12 +150,17 @@ class DataChecks:
             if limit is None or now_K.sum() < MIN_REQUESTS or before_K.sum() < MIN_REQUESTS:
                 continue
             moved = _psi(before_K, now_K)
-            # What two samples of one distribution differ by on average; those of a request come once per request.
-            num = min(now_K.sum(), self.window.num_requests)
-            noise = (BUCKETS - 1) / num
+            # Thrice what two samples of one distribution differ by on average. Values of one user go together.
+            noise = 3 * (BUCKETS - 1) / self._num_independent(now_K.sum())
             if moved > limit + noise:
                 found.append(_finding("feature_psi", True, f"{name} moved by {moved:.2f}, allowed {limit}"))
         return found or [_finding("feature_psi", False, "no field moved beyond its limit")]
+
+    def _num_independent(self, num_values: float) -> float:
+        """Returns how many independent values the window's are worth."""
+        rows_of_user = self.window.rows_of_mean_user()
+        num = min(num_values, self.window.num_requests)
+        return max(1.0, num if rows_of_user is None else min(num, self.window.num_rows / rows_of_user))
 
     def _volume(self) -> list[Finding]:
         found = []
