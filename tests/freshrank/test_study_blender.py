@@ -34,7 +34,8 @@ def test_steps_of_the_regression_gain_much_over_a_wide_range_of_penalties() -> N
     assert neither < -0.5, neither  # raw directions, rewards as they are, one base: rankings turn around
 
 
-def test_gated_rounds_reach_70_percent_of_the_lift() -> None:
+def test_gated_rounds_climb_from_step_to_step() -> None:
+    """One draw, in which three rounds reach 70 %; over worlds they do not on average, see docs/study-blender.md."""
     world = world_of(ScoredWorld(ScoredWorldConfig(), seed=0))
     learn = replace(LEARN, penalties=(0.03, 0.01, 0.004, 0.002, 0.001))
     found = list(rounds(world, judge_of(world, 6_000, seed=1_000), BlenderStudyConfig(), seed=7, method=learn))
