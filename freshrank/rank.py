@@ -100,7 +100,9 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     return Ranker(
         decoder=RequestDecoder(run.schema, run.ranker.limits, stats),
         sequences=RedisSequenceReader(run.redis.url, run.ranker.sequence, stats, now_ms),
-        follower=SnapshotFollower(store, run.schema, stats, freshness, VersionChurn(blender), run.ranker.lane),
+        follower=SnapshotFollower(
+            store, run.schema, stats, freshness, VersionChurn(blender, time.perf_counter), run.ranker.lane
+        ),
         blender=blender,
         log=EventLog(kafka_adapter.producer(run.kafka), run.kafka, stats),
         stats=stats,

@@ -6,7 +6,9 @@ watcher's thread; the event loop only leaves requests here.
 Shape letters: N requests, K candidates (padded).
 """
 
+import math
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +18,14 @@ from model.features import RowColumns
 from ranker.live import LiveModel
 from utility_blender.blend import Blender
 
-MAX_REQUESTS = 16
+MAX_REQUESTS = 8
 """Recent requests kept."""
-MAX_CANDIDATES = 512
+MAX_CANDIDATES = 256
 """Candidates ranked again at a swap, by each version: fewer requests then, at least one."""
-NUM_SWAPS = 60
-"""Swaps that the figures are means of: at one swap a second, the last minute."""
+INTERVAL_S = 3.0
+"""Swaps that follow a comparison sooner than this are not compared: it costs as much as answering the requests."""
+NUM_SWAPS = 40
+"""Comparisons that the figures are means of: where versions come fast, the last two minutes."""
 
 
 class SwapChurn(NamedTuple):
@@ -36,8 +40,11 @@ class SwapChurn(NamedTuple):
 class VersionChurn:
     """Churn between consecutive versions, over the last swaps."""
 
-    def __init__(self, blender: Blender) -> None:
+    def __init__(self, blender: Blender, elapsed_s: Callable[[], float]) -> None:
+        """`elapsed_s` is a clock that never goes back, in seconds."""
         self._blender = blender
+        self._elapsed_s = elapsed_s
+        self._due_s = -math.inf
         self._requests: deque[tuple[RowColumns, str]] = deque(maxlen=MAX_REQUESTS)
         self._swaps: deque[SwapChurn] = deque(maxlen=NUM_SWAPS)
 
@@ -46,7 +53,10 @@ class VersionChurn:
         self._requests.append((columns, scenario))
 
     def compare(self, old: LiveModel, new: LiveModel) -> None:
-        """Ranks recent requests, the newest first, by both versions."""
+        """Ranks recent requests, the newest first, by both versions, if it is time again."""
+        if self._elapsed_s() < self._due_s:
+            return
+        self._due_s = self._elapsed_s() + INTERVAL_S
         chosen: list[tuple[RowColumns, str]] = []
         num_candidates = 0
         for columns, scenario in reversed(self._requests.copy()):

@@ -1,6 +1,8 @@
 """Churn between versions: what the ranker says of a swap is what a plain comparison of both rankings says."""
 
 import asyncio
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -15,7 +17,7 @@ from ranker.freshness import FreshnessRecorder
 from ranker.live import LiveModel
 from ranker.rank import order_of
 from ranker.stats import RankerStats
-from ranker.version_churn import MAX_REQUESTS, VersionChurn
+from ranker.version_churn import INTERVAL_S, MAX_REQUESTS, VersionChurn
 from tests.ranker.given import BLENDER, ITEMS, SCHEMA, Trainer, body, parts
 from utility_blender.blend import Blender
 
@@ -36,11 +38,28 @@ def versions(number: int) -> tuple[Trainer, list[LiveModel]]:
     return trainer, lives
 
 
+def clock(step_s: float = INTERVAL_S) -> Callable[[], float]:
+    """Returns a clock that goes on by a step each time it is looked at."""
+    return itertools.count(0.0, step_s).__next__
+
+
+def test_swaps_that_follow_too_soon_cost_nothing() -> None:
+    trainer, (old, new) = versions(2)
+    churn = VersionChurn(WEIGHTS, clock(INTERVAL_S / 4))
+    churn.saw(trainer.columns, "home")
+    for _ in range(12):
+        churn.compare(old, new)
+    assert 2 <= len(churn._swaps) <= 4  # noqa: SLF001 - how often is what this is about
+
+
 def test_a_swap_is_measured_as_both_rankings_differ() -> None:
     trainer, (old, new) = versions(2)
-    churn = VersionChurn(WEIGHTS)
+    churn = VersionChurn(WEIGHTS, clock())
     assert [churn.top1_changed_share, churn.rbo] == [None, None]
-    users = [replace(trainer.columns, user_id=[f"u{n}"], user={"city": ["lyon"], "spend": [4.0 * n]}) for n in range(9)]
+    users = [
+        replace(trainer.columns, user_id=[f"u{n}"], user={"city": ["lyon"], "spend": [4.0 * n]})
+        for n in range(MAX_REQUESTS)
+    ]
     for n, columns in enumerate(users):
         churn.saw(columns, SCHEMA.scenarios[n % 2])
     churn.compare(old, new)
@@ -52,20 +71,20 @@ def test_a_swap_is_measured_as_both_rankings_differ() -> None:
         num_changed += first[0] != second[0]
         by_depth = [0.9**d * len(set(first[: d + 1]) & set(second[: d + 1])) / (d + 1) for d in range(10)]
         overlaps.append(sum(by_depth) / sum(0.9**d for d in range(10)))
-    assert churn.top1_changed_share == pytest.approx(num_changed / 9)
+    assert churn.top1_changed_share == pytest.approx(num_changed / MAX_REQUESTS)
     assert churn.rbo == pytest.approx(np.mean(overlaps))
     assert np.mean(overlaps) < 1
 
 
 def test_equal_versions_have_none_and_halve_the_mean() -> None:
     trainer, (old, new) = versions(2)
-    churn = VersionChurn(WEIGHTS)
+    churn = VersionChurn(WEIGHTS, clock())
     churn.saw(trainer.columns, "home")
     churn.compare(old, old)
     assert [churn.top1_changed_share, churn.rbo] == [0.0, pytest.approx(1.0)]
     churn.compare(old, new)
     both = churn.rbo
-    alone = VersionChurn(WEIGHTS)
+    alone = VersionChurn(WEIGHTS, clock())
     alone.saw(trainer.columns, "home")
     alone.compare(old, new)
     assert alone.rbo is not None and both == pytest.approx((1 + alone.rbo) / 2)
@@ -73,7 +92,7 @@ def test_equal_versions_have_none_and_halve_the_mean() -> None:
 
 def test_long_requests_are_fewer_but_never_none() -> None:
     trainer, (old, new) = versions(2)
-    churn, many = VersionChurn(WEIGHTS), 600
+    churn, many = VersionChurn(WEIGHTS, clock()), 600
     long = replace(
         trainer.columns,
         item_id=[f"i{n:03}" for n in range(many)],
@@ -88,7 +107,7 @@ def test_long_requests_are_fewer_but_never_none() -> None:
 
 def test_the_ranker_tells_it_about_requests_and_swaps() -> None:
     given = parts()
-    churn = given.ranker.follower.churn = VersionChurn(given.ranker.blender)
+    churn = given.ranker.follower.churn = VersionChurn(given.ranker.blender, clock())
     trainer = Trainer(given.store)
     trainer.publish()
     given.ranker.follower.round()
