@@ -29,14 +29,16 @@ def score_scale(outcomes: Outcomes) -> dict[str, Floats]:
 def rescaled(outcomes: Outcomes, scale_of: Mapping[str, Floats]) -> Outcomes:
     """Returns the same requests with weights on another scale: every utility, and so every slate, stays what it was.
 
-    The density of a draw is that of the new weights: it changes by the Jacobian of the rescaling.
+    The density of a draw is that of the new weights: it changes by the Jacobian of the rescaling, over the weights that
+    were drawn. What a grid gives is a probability, which stays.
     """
     scale_NT = np.array([scale_of[scenario] for scenario in outcomes.contexts.scenario])
     factor_NT = scale_NT / outcomes.scale_NT
+    has_density_NT = (outcomes.weights_NT != outcomes.center_NT) & np.isfinite(outcomes.tau_N)[:, None]
     return replace(
         outcomes,
         center_NT=outcomes.center_NT * factor_NT,
         weights_NT=outcomes.weights_NT * factor_NT,
-        log_density_N=outcomes.log_density_N - np.log(factor_NT).sum(axis=1),
+        log_density_N=outcomes.log_density_N - np.where(has_density_NT, np.log(factor_NT), 0.0).sum(axis=1),
         scale_NT=scale_NT,
     )

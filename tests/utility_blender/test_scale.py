@@ -41,3 +41,12 @@ def test_rescaling_changes_no_utility_no_slate_and_keeps_the_density_right() -> 
     assert np.array_equal(slates(before_NC, outcomes.size_N), slates(after_NC, other.size_N))
     again = zip(other.weights_NT, other.center_NT, strict=True)
     assert other.log_density_N == pytest.approx([log_density(w_T, c_T, config) for w_T, c_T in again])
+
+
+def test_the_density_of_weights_that_were_not_drawn_and_of_a_grid_stays() -> None:
+    outcomes = some_outcomes(20)
+    outcomes.weights_NT[:10, 0] = outcomes.center_NT[:10, 0]
+    outcomes.tau_N[15:] = np.nan
+    scale_of = {"home": np.array([0.5, 0.25]), "search": np.array([0.5, 0.25])}
+    gained_N = rescaled(outcomes, scale_of).log_density_N - outcomes.log_density_N
+    assert gained_N == pytest.approx([np.log(4)] * 10 + [np.log(8)] * 5 + [0.0] * 5)
