@@ -24,7 +24,8 @@ class Contexts:
     scenario: Sequence[str]
     """Listed scenario of each request."""
     columns: Mapping[str, Sequence[Any]]
-    """Feature by its full name (`user.age_band`, `context.device`) -> one value per request, None where missing."""
+    """Feature by its full name (`user.age_band`, `context.device`) -> one value per request, None where missing; a
+    list of values where a feature has many."""
 
     def __len__(self) -> int:
         """Returns N."""
@@ -108,7 +109,7 @@ def fit_encoder(contexts: Contexts, *, numeric: Sequence[str] = ()) -> ContextEn
             sd = float(np.std(finite)) if finite else 0.0
             numbers[name] = (float(np.mean(finite)) if finite else 0.0, sd if sd > 0 else 1.0)
         else:
-            counts = Counter(map(str, present))
+            counts = Counter(name for value in present for name in _names(value))
             values[name] = tuple(sorted(value for value, count in counts.items() if count >= MIN_COUNT))
     return ContextEncoder(scenarios=tuple(sorted(set(contexts.scenario))), values=values, numbers=numbers)
 
@@ -116,6 +117,13 @@ def fit_encoder(contexts: Contexts, *, numeric: Sequence[str] = ()) -> ContextEn
 def _mark(x_NX: Floats, start: int, values: Sequence[str], column: Sequence[Any]) -> None:
     place = {value: start + index for index, value in enumerate(values)}
     for row, value in enumerate(column):
-        index = place.get(str(value))
-        if value is not None and index is not None:
-            x_NX[row, index] = 1.0
+        for name in _names(value):
+            if name in place:
+                x_NX[row, place[name]] = 1.0
+
+
+def _names(value: Any) -> set[str]:
+    """Returns the categories of one value as the log writes them: 3 and "3" are one, and a list has several."""
+    if value is None:
+        return set()
+    return set(map(str, value)) if isinstance(value, list | tuple) else {str(value)}

@@ -56,6 +56,14 @@ def test_a_boolean_is_a_category_of_its_own_name() -> None:
     assert fit_encoder(given).values == {"user.new": ("False", "True")}
 
 
+def test_a_list_has_the_columns_of_all_its_values_and_integers_are_what_the_log_calls_them() -> None:
+    given = Contexts(scenario=["home"] * 40, columns={"user.likes": [["3", "7"], ["3"]] * 20})
+    encoder = fit_encoder(given)
+    assert encoder.values == {"user.likes": ("3", "7")}
+    asked = Contexts(scenario=["home"] * 4, columns={"user.likes": [[3, 7], [7], [], None]})
+    assert encoder.encode(asked)[:, 1:].tolist() == [[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+
+
 def test_an_encoder_survives_json_and_taking_keeps_rows_together() -> None:
     encoder = fit_encoder(contexts(), numeric=["user.age"])
     again = ContextEncoder.from_dict(json.loads(json.dumps(encoder.as_dict())))
