@@ -68,8 +68,9 @@ class SequentialTest:
 
     def _p_value(self) -> float:
         """Returns the one-sided p-value of "no such loss", by Welch's statistic."""
-        limit = self.control.mean - self.margin * abs(self.control.mean)
-        error = math.sqrt(self.tried.squared_error + (1 - self.margin) ** 2 * self.control.squared_error)
+        kept = 1 - math.copysign(self.margin, self.control.mean)  # more of it is put up with where it counts downwards
+        limit = kept * self.control.mean
+        error = math.sqrt(self.tried.squared_error + kept**2 * self.control.squared_error)
         if error == 0:
             return 0.0 if self.tried.mean < limit else 1.0
         return _NORMAL.cdf((self.tried.mean - limit) / error)

@@ -1,5 +1,8 @@
 """Sequential tests: they keep their error however often they look, put up with the margin, and do trip."""
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -65,3 +68,13 @@ def test_it_does_not_look_before_there_is_enough_and_stays_tripped() -> None:
 def test_streams_that_never_vary_are_compared_all_the_same() -> None:
     assert run(np.zeros(200), np.ones(200)) == FIRST_LOOK
     assert run(np.ones(200), np.ones(200)) == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_error_of_the_limit_grows_with_the_limit(sign: int) -> None:
+    test, kept = SequentialTest(alpha=0.5, margin=0.5), 1 - sign * 0.5
+    for n in range(FIRST_LOOK):
+        test.tried.add(kept * sign * 3.0 - 0.6 + n % 2)
+        test.control.add(sign * (1.0 + 4.0 * (n % 2)))
+    error = math.sqrt(test.tried.squared_error + kept**2 * test.control.squared_error)
+    assert test._p_value() == pytest.approx(NormalDist().cdf(-0.1 / error))
