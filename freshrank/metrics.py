@@ -75,9 +75,13 @@ OTHERS = (
         "Windows of data and labels, by what the gate said: `pass`, `warn`, `block` or `not_judged`.",
     ),
     MetricRow("freshrank_trainer_gate_blocks_total", "counter", ("check",), "Findings of the gate that blocked."),
-    MetricRow("freshrank_trainer_gate_state", "gauge", ("state",), "1 for what the gate says now, 0 for the others."),
-    MetricRow("freshrank_trainer_gate_holding", "gauge", (), "1 while examples are looked at and not learned."),
-    MetricRow("freshrank_trainer_gate_frozen", "gauge", (), "1 while nothing is published, after many rejections."),
+    MetricRow(
+        "freshrank_trainer_gate_state_ratio", "gauge", ("state",), "1 for what the gate says now, 0 for the others."
+    ),
+    MetricRow("freshrank_trainer_gate_holding_ratio", "gauge", (), "1 while examples are looked at and not learned."),
+    MetricRow(
+        "freshrank_trainer_gate_frozen_ratio", "gauge", (), "1 while nothing is published, after many rejections."
+    ),
     MetricRow("freshrank_trainer_released_version", "gauge", (), "Version that the stable lane serves."),
     MetricRow("freshrank_trainer_version", "gauge", (), "Version that is live by this trainer."),
     MetricRow("freshrank_trainer_epoch", "gauge", (), "Epoch under which this trainer publishes."),

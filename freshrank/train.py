@@ -148,9 +148,9 @@ def gate_readings(trainer: "Trainer") -> "Iterator[Reading]":
     for check, count in dict(gate.stats.blocks).items():
         yield Reading("freshrank_trainer_gate_blocks_total", count, (check,))
     for state in GATE_STATES:
-        yield Reading("freshrank_trainer_gate_state", gate.state == state, (state,))
-    yield Reading("freshrank_trainer_gate_holding", gate.is_holding)
-    yield Reading("freshrank_trainer_gate_frozen", gate.is_frozen)
+        yield Reading("freshrank_trainer_gate_state_ratio", gate.state == state, (state,))
+    yield Reading("freshrank_trainer_gate_holding_ratio", gate.is_holding)
+    yield Reading("freshrank_trainer_gate_frozen_ratio", gate.is_frozen)
 
 
 def readings(trainer: "Trainer") -> "Iterator[Reading]":

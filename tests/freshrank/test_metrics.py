@@ -28,6 +28,7 @@ UNITS = (
     "_loss",
     "_norm",
     "_slates",
+    "_requests",
     "_feedback",
 )
 
@@ -37,7 +38,7 @@ def test_every_metric_is_named_by_the_grammar_once_and_explained() -> None:
     names = [row.name for row in table]
     assert len(names) == len(set(names))
     for row in table:
-        assert re.fullmatch(r"freshrank_(joiner|trainer|ranker|agents|simulator)_[a-z0-9_]+", row.name)
+        assert re.fullmatch(r"freshrank_(joiner|trainer|ranker|blender|agents|simulator)_[a-z0-9_]+", row.name)
         assert row.name.endswith(UNITS), row.name
         assert (row.type == "counter") == row.name.endswith("_total"), row.name
         assert row.help, row.name
