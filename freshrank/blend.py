@@ -24,9 +24,9 @@ FLUSH_TIMEOUT_MS = 5_000
 @click.command()
 @run_options()
 def blend(run: RunConfig) -> None:
-    """Learns the weights of the utility from explored requests, in gated rounds.
+    """Learns the weights of the utility from explored requests.
 
-    Goes on where its checkpoint says; a version goes to Redis only through the off-policy gate, and to all requests
+    Rounds are gated. Goes on where its checkpoint says; a version goes to Redis only through the off-policy gate, and to all requests
     only in stages. SIGTERM ends it with code 0.
 
     \b
