@@ -244,10 +244,10 @@ def test_a_config_the_weights_cannot_follow_is_refused_in_a_sentence(
 def test_a_checkpoint_of_an_earlier_format_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with_checkpoint(tmp_path)
     newest = load_checkpoint(checkpoint_paths(tmp_path)[0])
-    meta = {name: value for name, value in newest.manifest.learner_meta.items() if name != "growth"} | {"format": 3}
+    meta = {name: value for name, value in newest.manifest.learner_meta.items() if name != "growth"} | {"format": 4}
     manifest = msgspec.structs.replace(newest.manifest, learner_meta=meta)
     save_checkpoint(tmp_path, replace(newest, manifest=manifest), keep=1)
-    with pytest.raises(CheckpointMismatchError, match="does not fit: format: 3 is not allowed; 4$"):
+    with pytest.raises(CheckpointMismatchError, match="does not fit: format: 4 is not allowed; 5$"):
         resumed_with(tmp_path)
 
 
