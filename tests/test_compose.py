@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = {name: service for name, service in SERVICES.items() if service["image"] == "freshrank:local"}
-UNWATCHED = {"topics": "runs once and ends"}
+UNWATCHED = {"topics": "runs once and ends", "exploration": "runs once and ends"}
 
 
 def test_compose_is_the_demo_but_for_places() -> None:
@@ -30,7 +30,7 @@ def test_configuration_is_allowed() -> None:
 
 def test_every_process_of_the_loop_runs_and_there_are_two_rankers() -> None:
     commands = [service["command"][0] for service in OURS.values()]
-    assert set(commands) == {"topics", "join", "train", "agents", "rank", "simulate", "monitor"}
+    assert set(commands) == {"topics", "blender", "join", "train", "agents", "rank", "simulate", "monitor"}
     assert set(commands) <= COMMANDS.keys()
     assert commands.count("rank") == 2
 
