@@ -18,8 +18,9 @@ from freshrank.blend_stats import BlendGauges, BlendStats
 from freshrank.blend_step import Learned, Production, learn
 from model.source import ExampleMessage, ExampleSource
 from utility_blender.blend import BlenderConfig
-from utility_blender.exceptions import BlenderUnavailableError, PromotionError
-from utility_blender.guard import Guard
+from utility_blender.evaluate import admissible
+from utility_blender.exceptions import BlenderUnavailableError, BlenderVersionError, PromotionError
+from utility_blender.guard import Guard, Pair
 from utility_blender.outcomes import Outcomes
 from utility_blender.rounds import Round
 from utility_blender.store import BlenderStore, Pointer
@@ -132,24 +133,32 @@ class BlendWorker:
 
     def _act(self) -> None:
         """Does what the guard asks for."""
-        store, pointer = self._parts.store, self._pointer
+        pointer, rounds = self._pointer, self._config.rounds
         if reason := self._guard.exploration_trip():
-            store.set_exploration(False, reason)
+            self._parts.store.set_exploration(False, reason)
+            self._guard.settled("exploration")
             self.stats.exploration_trips += 1
             logger.error("Exploration is switched off reason=%s", reason)
         if reason := self._guard.learned_trip():
-            self._roll_back(0, reason)
+            self._roll_back(0, "learned", reason)
         elif reason := self._guard.trial_trip():
-            self._roll_back(pointer.previous, reason)
-        elif _on_trial(pointer) and self._guard.num_trial >= self._config.rounds.stage_requests:
-            share = next(stage for stage in self._config.rounds.stages if stage > pointer.share)
-            self._promote(pointer.version, share, pointer.epoch)
+            self._roll_back(pointer.previous, "trial", reason)
+        elif _on_trial(pointer):
+            num_stages = max(1, sum(stage <= pointer.share for stage in rounds.stages))
+            if self._guard.num_trial >= num_stages * rounds.stage_requests:
+                share = next(stage for stage in rounds.stages if stage > pointer.share)
+                self._promote(pointer.version, share, pointer.epoch)
 
-    def _roll_back(self, target: int, reason: str) -> None:
-        self._parts.store.rollback(target, reason)
-        self.stats.rollbacks += 1
+    def _roll_back(self, target: int, pair: Pair, reason: str) -> None:
+        version = self._pointer.version
+        try:
+            self._parts.store.rollback(target, reason)
+            self.stats.rollbacks += 1
+            logger.error("Learned weights are rolled back from=%d to=%d reason=%s", version, target, reason)
+        except PromotionError as error:  # somebody else has rolled back further meanwhile: theirs counts
+            logger.warning("Learned weights are not rolled back version=%d error=%s", version, error)
+        self._guard.settled(pair)
         self._look_due_ms = 0
-        logger.error("Learned weights are rolled back from=%d to=%d reason=%s", self._pointer.version, target, reason)
 
     def _promote(self, version: int, share: float, epoch: int) -> None:
         try:
@@ -164,12 +173,20 @@ class BlendWorker:
         """Begins to learn when a round is due, and takes the result when it is there."""
         if self._learning is not None:
             if self._learning.done():
-                learning, self._learning = self._learning, None
-                self._take_up(learning)
+                self._take_up(self._learning)  # where the store does not answer, the next time
+                self._learning = None
         elif self._round.is_due and not _on_trial(self._pointer):
             store, pointer = self._parts.store, self._pointer
-            base = store.get(pointer.version) if pointer.version else None
-            earlier, later = self._round.split()
+            try:
+                base = store.get(pointer.version) if pointer.version else None
+            except BlenderVersionError as error:
+                self._failed(error)
+                self._round.refused()
+                return
+            # Snapshots may have been rolled back since their requests were taken in.
+            earlier, later = (
+                part.take(admissible(part, denied=self._denied_snapshots)) for part in self._round.split()
+            )
             self._learning_for = pointer
             self._learning = self._parts.executor.submit(
                 learn,
@@ -185,24 +202,32 @@ class BlendWorker:
             self.stats.rounds += 1
 
     def _take_up(self, learning: "Future[Learned]") -> None:
-        error = learning.exception()
-        if isinstance(error, ValueError):
-            self.stats.rounds_failed += 1
-            logger.error("Nothing was learned error=%s", error)
+        if (error := learning.exception()) is not None:
+            self._failed(error)
             return
         learned = learning.result()
         store, version = self._parts.store, learned.version
         self.gauges.take(learned.evaluation)
         if not learned.decision.passed:
-            self.stats.versions_rejected += 1
             store.reject(version, learned.decision.reasons)
+            self.stats.versions_rejected += 1
             logger.warning(
                 "The gate said no version=%d reasons=%s", version.version, "; ".join(learned.decision.reasons)
             )
             return
-        store.put(version)
+        try:
+            store.put(version)
+        except PromotionError:  # a try before this one put it, and only the answer was lost
+            if store.get(version.version).encode() != version.encode():
+                raise
         self._promote(version.version, self._config.rounds.stages[0], self._learning_for.epoch)
         self.stats.versions_promoted += 1
+
+    def _failed(self, error: BaseException) -> None:
+        """Takes note of a round without a result. What nobody foresaw is told with its trace; guarding goes on."""
+        self.stats.rounds_failed += 1
+        foreseen = isinstance(error, ValueError | BlenderVersionError)
+        logger.error("Nothing was learned error=%s", error, exc_info=None if foreseen else error)
 
 
 def _in_service(pointer: Pointer) -> int:

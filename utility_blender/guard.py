@@ -98,7 +98,7 @@ class Guard:
         return self._tests[key]
 
     def exploration_trip(self) -> str:
-        """Returns why exploration must end; empty if it need not. Told once."""
+        """Returns why exploration must end; empty if it need not."""
         return self._trip("exploration")
 
     def trial_trip(self) -> str:
@@ -109,15 +109,16 @@ class Guard:
         """Returns why the learned weights in service must go; empty if they need not."""
         return self._trip("learned")
 
+    def settled(self, pair: Pair) -> None:
+        """Takes note that what a trip asked for is done. Until then it is told again; from here its streams are new."""
+        self._tests = {key: test for key, test in self._tests.items() if key[0] != pair}
+
     def _trip(self, wanted: Pair) -> str:
-        found = ""
         for (pair, scenario, name), test in self._tests.items():
-            if pair == wanted and not found and test.look():
+            if pair == wanted and test.look():
                 sign = 1 if name == "reward" else -1
-                found = (
+                return (
                     f"{name} per request of {scenario}: {sign * test.tried.mean:.4g} over {test.tried.n} requests, "
                     f"against {sign * test.control.mean:.4g} over {test.control.n} (alpha {self._config.alpha:g})"
                 )
-        if found:
-            self._tests = {key: test for key, test in self._tests.items() if key[0] != wanted}
-        return found
+        return ""

@@ -27,7 +27,7 @@ class RoundsConfig:
     stages: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     """Shares of the requests that a new version serves, one after the other; rising, the last one 1."""
     stage_requests: int = 1_000
-    """Requests served by a version on trial, with their outcome known, before its next stage; at least 1."""
+    """Requests served by a version on trial, with their outcome known, in each stage before the next; at least 1."""
 
     def __post_init__(self) -> None:
         for name, least in (("requests", 500), ("most_requests", self.requests), ("stage_requests", 1)):

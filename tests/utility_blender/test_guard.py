@@ -59,12 +59,14 @@ def test_a_loss_trips_its_own_pair(pair: str, version: int, explore: bool, harm:
     assert found[pair] and not [name for name, is_so in found.items() if is_so and name != pair]
 
 
-def test_the_reason_names_figures_and_is_told_once() -> None:
+def test_the_reason_names_figures_and_is_told_until_settled() -> None:
     watched = guard(stable=0)
     watched.add(given(4_000, version=0, explore=False))
     watched.add(given(4_000, version=0, explore=True, hide=0.3))
     reason = watched.exploration_trip()
     assert "per request of" in reason and "alpha 0.001" in reason and "requests, against" in reason
+    assert watched.exploration_trip() == reason
+    watched.settled("exploration")
     assert watched.exploration_trip() == ""
 
 
