@@ -207,7 +207,7 @@ class Blender:
         else:
             chosen = self._learned(version, scenario, features or {}, is_on_trial=is_on_trial)
         if rng is None or chosen.fallback:
-            return replace(chosen, is_control=True) if self._is_control(request_id, chosen) else chosen
+            return replace(chosen, is_control=True) if self._is_control(request_id, chosen, lanes) else chosen
         weights_T, log_density = draw(chosen.weights_T, explore, rng)
         return replace(chosen, weights_T=weights_T, explore=True, log_density=log_density, center_T=chosen.weights_T)
 
@@ -216,10 +216,12 @@ class Blender:
             return None
         return request_rng(request_id, self._config.explore)
 
-    def _is_control(self, request_id: str, chosen: Draw) -> bool:
+    def _is_control(self, request_id: str, chosen: Draw, lanes: Lanes) -> bool:
+        """Returns whether to compare with it. Learned weights are watched also while nobody explores."""
         if chosen.fallback:
             return False
-        return chosen.is_on_trial or (self.is_exploring and is_control(request_id, self._config.explore))
+        is_compared = self.is_exploring or lanes.version > 0
+        return chosen.is_on_trial or (is_compared and is_control(request_id, self._config.explore))
 
     @property
     def law(self) -> ExploreConfig:

@@ -184,6 +184,22 @@ def test_a_first_version_on_trial_stands_beside_production() -> None:
     assert {(one.version, one.is_on_trial, one.fallback) for one in got} == {(0, False, None), (1, True, None)}
 
 
+def test_learned_weights_are_compared_with_others_also_while_nobody_explores() -> None:
+    blend = blender(explore=ExploreConfig(share=0.4, allow_above_cap=True, holdout=0.0))
+    blend.explore_until_s = 0.0
+
+    def compared() -> set[int]:
+        got = [blend.weights("home", f"r-{n}", FEATURES) for n in range(200)]
+        assert not any(one.explore for one in got)
+        return {one.version for one in got if one.is_control}
+
+    assert compared() == set()
+    blend.lanes = Lanes(stable=ready(blend, 1), trial=ready(blend, 2), share=0.3)
+    assert compared() == {1, 2}
+    blend.lanes = Lanes(stable=ready(blend, 1))
+    assert compared() == {1}
+
+
 def test_an_explored_request_is_never_on_trial() -> None:
     blend = blender(explore=EVERYONE)
     blend.lanes = Lanes(stable=ready(blend, 1), trial=ready(blend, 2), share=0.9)
