@@ -59,6 +59,8 @@ class Ranker:
         response, impression = rank(
             request, sequence, live, self.blender, request_id=self.new_request_id(), now_ms=now_ms
         )
+        if impression.served is not None and self.follower.lane == "canary":
+            impression.served.lane = self.follower.lane
         if response.snapshot:
             self.stats.unknown_scenario += response.scenario != request.scenario
             self.freshness.used(response.snapshot, now_ms)

@@ -73,7 +73,8 @@ class SnapshotFollower:
         self.churn = churn
         """Compares each version with the one before; whoever scores tells it the requests. None: nobody does."""
         self._store = store
-        self._lane = lane
+        self.lane = lane
+        """Whose versions are followed."""
         self._schema = schema
         self._stats = stats
         self._freshness = freshness
@@ -103,7 +104,7 @@ class SnapshotFollower:
 
     def _target(self, held: LiveModel | None) -> Manifest | None:
         """Returns what should be served; None: nothing yet."""
-        pointer = self._store.pointer(self._lane)
+        pointer = self._store.pointer(self.lane)
         if held is None or pointer is None:
             return pointer
         if pointer.version < held.manifest.version and pointer.created_ms <= held.manifest.created_ms:
@@ -130,7 +131,7 @@ class SnapshotFollower:
     def _healed(self, reached: LiveModel | None, failed: Manifest | None) -> LiveModel | None:
         """Returns the newest full version if it is newer than `reached` and whole, else `reached`."""
         try:
-            full = self._store.latest_full(self._lane)
+            full = self._store.latest_full(self.lane)
             if full is None or full == failed or (reached is not None and full.version <= reached.manifest.version):
                 return reached
             healed = self._step(None, full)

@@ -64,7 +64,7 @@ class Served(msgspec.Struct, omit_defaults=True, gc=False):
     fallback: str = ""
     """Why the static weights served where a learned blender should have; empty where all was well."""
     lane: str = ""
-    """`canary` where the model or the blender was on trial; empty on the stable lane."""
+    """`canary` where a ranker of that lane served, with a model that may be on trial; empty on the stable lane."""
 
 
 CONTROL_LAW = "none"

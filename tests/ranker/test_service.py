@@ -10,7 +10,7 @@ import httpx
 import pytest
 import redis
 
-from model.store import StoreConfig
+from model.store import Lane, StoreConfig
 from model.store_redis import RedisSnapshotStore
 from ranker.blender_follow import BlenderFollower, BlenderWatcher
 from ranker.openapi import ENDPOINTS
@@ -77,6 +77,15 @@ def test_a_ranking_is_answered_from_the_newest_version_and_logged(client: Client
     assert impression.items.utility == [item["utility"] for item in answer["items"]]
     topic, key, _ = client.given.log.sent[0]
     assert (topic, key) == ("t-impressions", b"u1")
+
+
+@pytest.mark.parametrize(("lane", "logged"), [("stable", ""), ("canary", "canary")])
+def test_what_a_canary_served_says_so_in_the_log(client: Client, lane: Lane, logged: str) -> None:
+    client.publish()
+    client.given.ranker.follower.lane = lane
+    client.rank()
+    (impression,) = client.given.log.impressions()
+    assert impression.served is not None and impression.served.lane == logged
 
 
 def test_without_a_model_it_answers_in_input_order_and_is_better_as_soon_as_there_is_one(client: Client) -> None:
