@@ -63,6 +63,16 @@ def _blender(run: "RunConfig") -> Iterator[str]:
         return
     if not any(run.blender.reward.values.values()):
         yield "blender.reward.values: learning needs to know what actions are worth; give each a number"
+    if run.blender.reward.aggregate != "sum":
+        yield (
+            f"blender.reward.aggregate: {run.blender.reward.aggregate} is not allowed where weights are learned; sum, "
+            "the gate values items one by one"
+        )
+    if run.blender.explore.law != "lognormal":
+        yield (
+            f"blender.explore.law: {run.blender.explore.law} is not allowed where weights are learned; lognormal, the "
+            "gate draws again"
+        )
     if not run.blender.explore.share:
         yield "blender.explore.share: 0 is not allowed where weights are learned; above 0"
     if run.join.outcome_window_ms is None:

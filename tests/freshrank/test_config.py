@@ -148,6 +148,23 @@ def test_sections_that_contradict_each_other_are_told(override: str, sentence: s
 
 
 @pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("blender.reward.values={}", "blender.reward.values: learning needs to know what actions are worth"),
+        ("blender.reward.aggregate=binary", "blender.reward.aggregate: binary is not allowed where weights"),
+        ("blender.explore.law=grid", "blender.explore.law: grid is not allowed where weights are learned"),
+        ("blender.explore.share=0", "blender.explore.share: 0 is not allowed where weights are learned"),
+        ("join.outcome_window_ms=null", "join.outcome_window_ms: must be given where weights are learned"),
+        ("monitor.blender=''", "monitor.blender: must be given where weights are learned"),
+        ("blender.learn.context=[context.tone]", "blender.learn.context: context.tone is not allowed; one of "),
+    ],
+)
+def test_what_learning_the_weights_lacks_is_told_before_it_begins(override: str, sentence: str) -> None:
+    problems = list(contradictions(load_config(REPO_ROOT / "configs" / "blender.yaml", [override])))
+    assert [problem[: len(sentence)] for problem in problems] == [sentence]
+
+
+@pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         (["model.architecture=aesm2", "model.preset=small", "model.hinet=null"], "model.architecture: aesm2 is not"),
