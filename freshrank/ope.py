@@ -54,7 +54,8 @@ def ope(
     """Judges weights by explored requests: of the log in FOLDER, recorded or saved, or else of the broker.
 
     Prints the verdict of the gate and a line per failed rule. Weights are judged against those that were explored
-    around: the config's, or a version of the store (--center).
+    around: the config's, or a version of the store (--center). Requests of models that were rolled back are left out
+    where the broker is read; a folder has no record of them.
 
     \b
     Example:
@@ -64,12 +65,14 @@ def ope(
     if policy is None and not is_plan:
         raise click.ClickException("--policy: say what to judge, or --plan how many requests a verdict needs")
     need_folders(report, json_out)
+    from freshrank.blend import rolled_back_snapshots
     from freshrank.ope_page import ope_page
     from utility_blender.evaluate import admissible
 
     try:
         logged = _outcomes(run, folder)
-        logged = logged.take(admissible(logged, denied=set()) & (logged.blender_N == center))
+        denied = set() if folder is not None else rolled_back_snapshots(run)()
+        logged = logged.take(admissible(logged, denied=denied) & (logged.blender_N == center))
         if not logged.num_requests:
             raise ValueError(f"--center: no request was explored around version {center}")
         logged = _latest(logged, latest)

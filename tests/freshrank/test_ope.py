@@ -1,6 +1,7 @@
 """`freshrank ope` on a recorded log of the world of scored requests, and item inclusion on RankLens."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,14 @@ def test_weights_may_come_from_a_file_by_scenario(folder: Path, tmp_path: Path) 
     result = run(folder, "--policy", str(file))
     assert result.exit_code == 0, result.output
     assert "lift +0 (+0 to +0) by item inclusion" in result.output
+
+
+def test_requests_of_models_that_were_rolled_back_are_left_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot_N = np.where(np.arange(OUTCOMES.num_requests) < 300, 7, 1)
+    monkeypatch.setattr("freshrank.ope._outcomes", lambda run, folder: replace(OUTCOMES, snapshot_N=snapshot_N))
+    monkeypatch.setattr("freshrank.blend.rolled_back_snapshots", lambda run: lambda: {7})
+    result = CliRunner().invoke(ope, ["--plan", "--config", str(folder / "run.yaml"), "--log-level", "error"])
+    assert result.exit_code == 0 and result.stdout.startswith("1,900 explored requests"), result.output
 
 
 def test_a_folder_without_exploration_says_so(tmp_path: Path) -> None:
