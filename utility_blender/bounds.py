@@ -68,19 +68,3 @@ class Bounded:
     def weights(self, contexts: Contexts) -> Floats:
         """See `Policy.weights`; what is not finite inside is not finite here."""
         return bounded(self.policy.weights(contexts), self.static.weights(contexts), self.config)
-
-
-def is_small_step(weights_NT: Floats, center_NT: Floats, most: float = 2.0) -> bool:
-    """Returns whether, up to their length, all weights are between those in service divided by and times `most`.
-
-    What one publish may change. Both are on the same scale.
-
-    >>> is_small_step(np.array([[6.0, 1.5]]), np.array([[1.0, 1.0]]))
-    True
-    >>> is_small_step(np.array([[6.0, 1.4]]), np.array([[1.0, 1.0]]))
-    False
-    """
-    counts_T = (center_NT != 0).any(axis=0)
-    ratio_NT = weights_NT[:, counts_T] / center_NT[:, counts_T]
-    lowest_N, highest_N = ratio_NT.min(axis=1), ratio_NT.max(axis=1)
-    return bool(((lowest_N > 0) & (highest_N <= most**2 * lowest_N * (1 + 1e-9))).all())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utility_blender.bounds import Bounded, BoundsConfig, bounded, is_small_step
+from utility_blender.bounds import Bounded, BoundsConfig, bounded
 from utility_blender.contexts import Contexts
 from utility_blender.policy import StaticPolicy
 
@@ -80,20 +80,6 @@ def test_a_bounded_policy_is_bounded_in_every_context() -> None:
     wild = StaticPolicy({"home": np.array([9.0, -1.0]), "search": np.array([9.0, 9.0])})
     weights_NT = Bounded(wild, static, BoundsConfig()).weights(Contexts(scenario=["search", "home"], columns={}))
     np.testing.assert_allclose(weights_NT, [[1.0, -0.25], [1.0, 0.25]], rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("weights", "is_small"),
-    [
-        ([[2.0, 0.5]], True),
-        ([[20.0, 5.0]], True),
-        ([[2.0, 0.49]], False),
-        ([[1.0, -1.0]], False),
-        ([[0.0, 1.0]], False),
-    ],
-)
-def test_a_step_is_measured_whatever_the_length(weights: list[list[float]], is_small: bool) -> None:
-    assert is_small_step(np.array(weights), np.ones((1, 2))) is is_small
 
 
 @pytest.mark.parametrize(
