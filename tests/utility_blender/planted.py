@@ -35,8 +35,11 @@ class Step:
 
     def weights(self, contexts: Contexts) -> Floats:
         """See `Policy.weights`."""
-        center_NT = self.center.weights(contexts)
-        step_NT = self.length * (self.encoder.encode(contexts) @ self.slope_XT)
+        return self.moved(self.center.weights(contexts), self.encoder.encode(contexts))
+
+    def moved(self, center_NT: Floats, x_NX: Floats) -> Floats:
+        """Returns the weights of encoded contexts."""
+        step_NT = self.length * (x_NX @ self.slope_XT)
         wanted_NT = center_NT + np.linalg.norm(center_NT, axis=1, keepdims=True) * step_NT
         bounds = np.stack([center_NT / self.clip, center_NT * self.clip])
         weights_NT: Floats = np.clip(wanted_NT, bounds.min(axis=0), bounds.max(axis=0))
@@ -90,14 +93,13 @@ def step(
     for _ in range(40):
         length = float(np.sqrt(low * high))
         found = Step(center, encoder, slope_XT, length)
-        is_far = median_angle(found, center, outcomes.contexts) > angle
+        is_far = median_angle(found.moved(outcomes.center_NT, x_NX), outcomes.center_NT) > angle
         low, high = (low, length) if is_far else (length, high)
     return found
 
 
-def median_angle(policy: Policy, center: Policy, contexts: Contexts) -> float:
-    """Returns the median angle to the centre, degrees."""
-    a_NT, b_NT = policy.weights(contexts), center.weights(contexts)
+def median_angle(a_NT: Floats, b_NT: Floats) -> float:
+    """Returns the median angle between rows, degrees."""
     cosine_N = (a_NT * b_NT).sum(axis=1) / np.sqrt((a_NT**2).sum(axis=1) * (b_NT**2).sum(axis=1))
     return float(np.median(np.degrees(np.arccos(np.clip(cosine_N, -1, 1)))))
 
