@@ -3,6 +3,7 @@
 1 put the scores on one scale   2 fit on the earlier requests   3 evaluate on the later ones   4 decide
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +100,7 @@ def learn(
         last_snapshot=int(snapshots_N.max()),
         num_outcomes=len(snapshots_N),
         policy=policy_to_dict(policy),
-        gate={**decision.as_dict(), "evaluation": evaluation.as_dict(), "fit": dict(fitted.report)},
+        gate=_plain({**decision.as_dict(), "evaluation": evaluation.as_dict(), "fit": dict(fitted.report)}),
         reference=score_references(later),
     )
     return Learned(version=version, decision=decision, evaluation=evaluation, fit_report=fitted.report)
@@ -108,6 +109,15 @@ def learn(
 def scale_by_scenario(version: BlenderVersion) -> dict[str, Floats]:
     """Returns the frozen scale of a version, scale_T by scenario."""
     return {name: np.array([of_task[task] for task in version.tasks]) for name, of_task in version.scale.items()}
+
+
+def _plain(data: Any) -> Any:
+    """Returns the same data with None for what is not finite: rare actions give such figures, and JSON has none."""
+    if isinstance(data, Mapping):
+        return {name: _plain(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _known(outcomes: Outcomes, scenarios: Mapping[str, Floats] | Sequence[str]) -> Outcomes:

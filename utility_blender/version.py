@@ -45,8 +45,8 @@ class BlenderVersion:
     gate: Mapping[str, Any]
     """The verdict: `passed`, and a line per rule."""
     reference: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Scenario -> task -> histogram of the scores it was fitted on (`score_shift.score_references`); may be empty, then
-    nobody notices when they move away."""
+    """Scenario -> task -> histogram of the scores it was judged on, the latest ones (`score_shift.score_references`);
+    may be empty, then nobody notices when they move away."""
 
     def __post_init__(self) -> None:
         if self.version < 1:
