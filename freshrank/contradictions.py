@@ -59,6 +59,10 @@ def _blender(run: "RunConfig") -> Iterator[str]:
     if marks and marks not in run.schema.features.user:
         allowed = ", ".join(run.schema.features.user) or "none is declared"
         yield f"blender.explore.excluding_feature: {marks} is no user feature; one of {allowed}"
+    known = sorted({task.action for task in run.schema.tasks.values()} | set(run.blender.reward.values))
+    for action in run.blender.gate.guarded:
+        if action not in known:
+            yield f"blender.gate.guarded: {action} is not known; one of {', '.join(known)}"
     if run.blender.learn.method == "off":
         return
     if not any(run.blender.reward.values.values()):

@@ -156,6 +156,7 @@ def test_sections_that_contradict_each_other_are_told(override: str, sentence: s
         ("blender.explore.share=0", "blender.explore.share: 0 is not allowed where weights are learned"),
         ("join.outcome_window_ms=null", "join.outcome_window_ms: must be given where weights are learned"),
         ("monitor.blender=''", "monitor.blender: must be given where weights are learned"),
+        ("blender.gate.guarded={hides: 0.005}", "blender.gate.guarded: hides is not known; one of click, hide, order"),
         ("blender.learn.context=[context.tone]", "blender.learn.context: context.tone is not allowed; one of "),
     ],
 )
