@@ -46,23 +46,24 @@ class Steps:
         reward_N, scenario = request_rewards(outcomes, reward), outcomes.contexts.scenario
         self._encoder = encoder_of(outcomes.contexts, config.context, numeric=numeric, own_from=config.own_from)
         standard = fit_standard(reward_N, scenario, reward.winsorize)
-        self._prepared = prepare(outcomes, reward, standard, self._encoder, rng)
+        self._prepared = prepare(outcomes, reward, standard, self._encoder, config, rng)
         self._reward_N = reward_N
         self._raw_NT = outcomes.weights_NT / np.linalg.norm(outcomes.center_NT, axis=1, keepdims=True)
-        self._residual_N = self._prepared.reward_N - fit_base(self._prepared, config, rng)(self._prepared.x_NX)[:, 0]
+        base_N = fit_base(self._prepared, config, rng)(self._prepared.x_NX)[:, 0]
+        self._residual_N = self._prepared.reward_N - base_N
+        self._pull_NT = self._prepared.credit.pulls(base_N)
 
     def regression(self, penalties: Sequence[float], clip: float) -> Iterator[LearnedPolicy]:
         """Yields the policy of `reward_regression` for each penalty, whatever its angle."""
         for penalty in penalties:
-            mlp = fit_step(self._prepared, self._residual_N, penalty, self._config, self._seed)
+            mlp = fit_step(self._prepared, self._pull_NT, penalty, self._config, self._seed)
             yield self._center.then(Link(self._encoder, mlp, clip))
 
     def one_step(self, etas: Sequence[float], clip: float) -> Iterator[LearnedPolicy]:
-        """Yields the policy of the closed form per step size: least squares of tilt times reward on the context."""
-        x_NX = np.concatenate([np.ones((len(self._residual_N), 1)), self._prepared.x_NX], axis=1)
-        slope_NT = self._prepared.tilt.tilt_NT * self._residual_N[:, None]
+        """Yields the policy of the closed form per step size: least squares of the pulls on the context."""
+        x_NX = np.concatenate([np.ones((len(self._pull_NT), 1)), self._prepared.x_NX], axis=1)
         gram_XX = x_NX.T @ x_NX + RIDGE * np.eye(x_NX.shape[1])
-        found_XT = np.linalg.solve(gram_XX, x_NX.T @ slope_NT)
+        found_XT = np.linalg.solve(gram_XX, x_NX.T @ self._pull_NT)
         linear = Mlp(((found_XT[1:], found_XT[0]),))
         for eta in etas:
             yield self._center.then(Link(self._encoder, linear.times(eta), clip))

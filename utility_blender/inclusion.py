@@ -28,7 +28,13 @@ class Inclusion(NamedTuple):
 
 def count_shown(outcomes: Outcomes, weights_NMT: Floats) -> Ints:
     """Returns how many of some draws put each candidate into the slate, count_NC. Needs N * M * C numbers of memory."""
-    count_NC = np.zeros(outcomes.position_NC.shape, np.int64)
+    count_NC: Ints = shown_by(outcomes, weights_NMT).sum(axis=1)
+    return count_NC
+
+
+def shown_by(outcomes: Outcomes, weights_NMT: Floats) -> Bools:
+    """Returns which of some draws put each candidate into the slate, shown_NMC."""
+    shown_NMC = np.zeros((*weights_NMT.shape[:2], outcomes.position_NC.shape[1]), np.bool_)
     # Single precision decides only between candidates that are as good as level; level ones stay level in it.
     factor_NMT: NDArray[np.float32] = (weights_NMT / outcomes.scale_NT[:, None, :]).astype(np.float32)
     size_N = outcomes.size_N
@@ -39,8 +45,8 @@ def count_shown(outcomes: Outcomes, weights_NMT: Floats) -> Ints:
         for task in range(len(outcomes.tasks)):
             utility_NMC += factor_NMT[rows, :, task, None] * outcomes.scores_NCT[rows, None, :, task]
         utility_NMC[np.broadcast_to(~outcomes.present_NC[rows, None, :], utility_NMC.shape)] = -np.inf
-        count_NC[rows] = _best(utility_NMC, size).sum(axis=1)
-    return count_NC
+        shown_NMC[rows] = _best(utility_NMC, size)
+    return shown_NMC
 
 
 def _best(utility_NMC: NDArray[np.float32], size: int) -> Bools:

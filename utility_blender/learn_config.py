@@ -13,6 +13,7 @@ MethodName = Literal[
 Hide = Literal["literal", "relabel"]
 Prior = Literal["per_row", "per_batch"]
 Row = Literal["item", "request"]
+CreditName = Literal["item", "request"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,9 @@ class LearnConfig:
     context: tuple[str, ...] = ()
     """Features that the weights may depend on, by their full names (`user.age_band`, `context.mood`); the scenario is
     always one."""
+    credit: CreditName = "item"
+    """What a reward is credited to: `item` the draws that would have shown the item it is for, which supposes that it
+    depends neither on the item's neighbours nor on its rank; `request` the draw of the request, with far more noise."""
     penalties: tuple[float, ...] = tuple(10.0 ** (-exponent / 6) for exponent in range(31))
     """Penalties on a step that are tried, largest first, until the log no longer sees so far: up to five decades."""
     max_angle: float = 1.05
@@ -60,7 +64,7 @@ class LearnConfig:
     """Widths of the hidden layers of the weights' network; none: linear."""
     hidden_base: tuple[int, ...] = (32,)
     """The same for the network of a context's expected reward."""
-    adam: AdamConfig = field(default_factory=lambda: AdamConfig(epochs=8, rate=1e-4))
+    adam: AdamConfig = field(default_factory=lambda: AdamConfig(epochs=8, rate=3e-4))
     """How the weights' network is fitted. A reward is mostly noise: more epochs or a faster rate learn that."""
     adam_base: AdamConfig = field(default_factory=lambda: AdamConfig(epochs=6, rate=3e-3))
     """How the network of a context's expected reward is fitted."""
@@ -77,6 +81,8 @@ class LearnConfig:
     def __post_init__(self) -> None:
         if self.method not in get_args(MethodName):
             raise ValueError(f"method: {self.method!r} is not allowed; one of {', '.join(get_args(MethodName))}")
+        if self.credit not in get_args(CreditName):
+            raise ValueError(f"credit: {self.credit!r} is not allowed; one of {', '.join(get_args(CreditName))}")
         if not 0 < self.ridge < math.inf:
             raise ValueError(f"ridge: {self.ridge} is not allowed; a finite number above 0")
         if not self.penalties or any(not 0 < penalty < math.inf for penalty in self.penalties):

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from utility_blender.contexts import Floats
 from utility_blender.fit import Fitted, split_by_time
 from utility_blender.learn_config import LearnConfig
 from utility_blender.learned import Link, as_learned
 from utility_blender.mlp import Mlp
 from utility_blender.outcomes import Outcomes
 from utility_blender.policy import Policy, StaticPolicy
-from utility_blender.prepared import encoder_of, fit_standard, prepare
+from utility_blender.prepared import Prepared, encoder_of, fit_standard, prepare
 from utility_blender.reward import RewardConfig, request_rewards
 from utility_blender.reward_regression import extended
 from utility_blender.step_choice import choose_step
@@ -38,8 +37,8 @@ def fit_one_step(
     rng = np.random.default_rng([seed, 3])
     encoder = encoder_of(outcomes.contexts, config.context, numeric=numeric, own_from=config.own_from)
     standard = fit_standard(request_rewards(earlier, reward), earlier.contexts.scenario, reward.winsorize)
-    prepared = prepare(earlier, reward, standard, encoder, rng)
-    slope = slope_of(prepared.x_NX, prepared.reward_N, prepared.tilt.tilt_NT)
+    prepared = prepare(earlier, reward, standard, encoder, config, rng)
+    slope = slope_of(prepared)
 
     def steps() -> Iterator[tuple[float, Link]]:
         for penalty in config.penalties:
@@ -50,13 +49,13 @@ def fit_one_step(
     return extended(served, link, report, outcomes, config, rng)
 
 
-def slope_of(x_NX: Floats, reward_N: Floats, tilt_NT: Floats) -> Mlp:
-    """Returns G, one linear layer: least squares of the rewards' residuals times the tilt on x and an intercept.
+def slope_of(prepared: Prepared) -> Mlp:
+    """Returns G, one linear layer: least squares of the pulls on x and an intercept.
 
-    The residuals are those of the rewards on the same. Columns that say the same share the credit (least norm).
+    The base of each context is that of the rewards on the same. Columns that say the same share the credit (least
+    norm).
     """
-    one_x_NX = np.concatenate([np.ones((len(x_NX), 1)), x_NX], axis=1)
-    base_X = np.linalg.lstsq(one_x_NX, reward_N, rcond=None)[0]
-    residual_N = reward_N - one_x_NX @ base_X
-    slope_XT = np.linalg.lstsq(one_x_NX, tilt_NT * residual_N[:, None], rcond=None)[0]
+    one_x_NX = np.concatenate([np.ones((len(prepared.x_NX), 1)), prepared.x_NX], axis=1)
+    base_N = one_x_NX @ np.linalg.lstsq(one_x_NX, prepared.reward_N, rcond=None)[0]
+    slope_XT = np.linalg.lstsq(one_x_NX, prepared.credit.pulls(base_N), rcond=None)[0]
     return Mlp(((slope_XT[1:], slope_XT[0]),))

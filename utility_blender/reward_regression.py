@@ -5,7 +5,8 @@
 
 R is winsorised and standardised per scenario; tilt is the direction drawn, less the mean direction of its law (see
 `centring`); b, the reward a context gives anyway, is fitted first; c is the policy in service, and g starts as zero, so
-step 0 serves what is served now, exactly. The design (blender.md, section 4) has directions at the length of s; here
+step 0 serves what is served now, exactly. Of the loss, the part `tilt (R - b)` is taken item by item, which is the same
+with far less noise (see `credit`). The design (blender.md, section 4) has directions at the length of s; here
 they have length 1, and a step is relative to the length of c: a penalty then means the same whatever s is.
 
 The penalty is a step size: to first order `g = E[tilt (R - b) | x] / (2 penalty)`. It is chosen among those whose step
@@ -50,10 +51,10 @@ def fit_reward_regression(
     def steps(given: Outcomes, penalties: Sequence[float]) -> Iterator[tuple[float, Link]]:
         rng = np.random.default_rng(seed)
         standard = fit_standard(request_rewards(given, reward), given.contexts.scenario, reward.winsorize)
-        prepared = prepare(given, reward, standard, encoder, rng)
-        residual_N = prepared.reward_N - fit_base(prepared, config, rng)(prepared.x_NX)[:, 0]
+        prepared = prepare(given, reward, standard, encoder, config, rng)
+        pull_NT = prepared.credit.pulls(fit_base(prepared, config, rng)(prepared.x_NX)[:, 0])
         for penalty in penalties:
-            mlp = fit_step(prepared, residual_N, penalty, config, seed)
+            mlp = fit_step(prepared, pull_NT, penalty, config, seed)
             yield penalty, Link(encoder, mlp, config.clip, config.strength)
 
     rng = np.random.default_rng([seed, 1])
@@ -95,32 +96,34 @@ def fit_base(prepared: Prepared, config: LearnConfig, rng: np.random.Generator) 
     return fit_mlp(start, prepared.x_NX, gradients, config.adam, rng)[0]
 
 
-def fit_step(prepared: Prepared, residual_N: Floats, penalty: float, config: LearnConfig, seed: int) -> Mlp:
-    """Returns g for one penalty; `residual_N` is the standard reward less b(x).
+def fit_step(prepared: Prepared, pull_NT: Floats, penalty: float, config: LearnConfig, seed: int) -> Mlp:
+    """Returns g for one penalty; `pull_NT` is what `Credit.pulls` says, less the base.
 
     What is trained is `m = g (2 penalty + v) / sqrt(v)`, v the variance of the tilt: it hardly depends on the penalty,
     so one learning rate serves all of them, and a step vanishes with 1 / penalty to the last digit. Training is short,
     or m learns the noise; its length, one number, is then set to where the loss is least, exactly.
     """
-    tilt = prepared.tilt
+    tilt, spread_NTT = prepared.tilt, prepared.credit.spread_NTT
     sd = np.sqrt(tilt.variance)
     kept = tilt.variance / (2 * penalty + tilt.variance)
-    target_N = residual_N - (tilt.tilt_NT * tilt.center_NT).sum(axis=1)
-    scaled_NT = tilt.tilt_NT / sd
+    target_NT = (pull_NT - _times(spread_NTT, tilt.center_NT)) / sd
+    curvature_NTT = kept * spread_NTT / tilt.variance + (1 - kept) * np.eye(pull_NT.shape[1])
 
     def gradients(rows_B: NDArray[np.int64], m_BT: Floats, _: Floats) -> tuple[Floats, Floats]:
-        tilt_BT = scaled_NT[rows_B]
-        miss_B = target_N[rows_B] - kept * (tilt_BT * m_BT).sum(axis=1)
-        return ((1 - kept) * m_BT - miss_B[:, None] * tilt_BT) / len(rows_B), np.zeros(0)
+        return (_times(curvature_NTT[rows_B], m_BT) - target_NT[rows_B]) / len(rows_B), np.zeros(0)
 
     rng = np.random.default_rng([seed, 2])
-    start = new_mlp((prepared.x_NX.shape[1], *config.hidden, scaled_NT.shape[1]), rng)
+    start = new_mlp((prepared.x_NX.shape[1], *config.hidden, pull_NT.shape[1]), rng)
     mlp, _ = fit_mlp(start, prepared.x_NX, gradients, config.adam, rng)
     m_NT = mlp(prepared.x_NX)
-    along_N = (scaled_NT * m_NT).sum(axis=1)
-    square = kept * float(np.mean(along_N**2)) + (1 - kept) * float(np.mean((m_NT**2).sum(axis=1)))
-    length = max(float(np.mean(target_N * along_N)) / square, 0.0) if square > 0 else 0.0
+    square = float((m_NT * _times(curvature_NTT, m_NT)).sum())
+    length = max(float((target_NT * m_NT).sum()) / square, 0.0) if square > 0 else 0.0
     return mlp.times(length * float(sd / (2 * penalty + tilt.variance)))
+
+
+def _times(matrix_NTT: Floats, vector_NT: Floats) -> Floats:
+    product_NT: Floats = (matrix_NTT @ vector_NT[:, :, None])[:, :, 0]
+    return product_NT
 
 
 def fit_static_mean(
