@@ -38,7 +38,7 @@ LEARN = LearnConfig(context=(*NUMERIC, MOOD), penalties=tuple(10.0 ** (-exponent
 """Fewer penalties than the default's five decades, to save time: .1 to .001, four per decade."""
 _GRID_LEVELS = np.geomspace(0.5, 2.0, LEVELS)
 _WORD = {"published_literal": "literal", "published_relabel": "relabel"}
-_CURVES = (*_WORD, "clipped", "unclipped", "one_step", "no_centring", "constant_base", "neither")
+_CURVES = (*_WORD, "clipped", "unclipped", "one_step", "request_credit", "no_centring", "constant_base", "neither")
 Progress = Callable[[int, str, float], None]
 """World, what was judged, its share of the oracle's lift."""
 
@@ -205,6 +205,10 @@ class _World:
         yield "clipped", self._curve("clipped", PENALTIES, steps.regression(PENALTIES, clip))
         yield "unclipped", self._curve("unclipped", PENALTIES, steps.regression(PENALTIES, math.inf))
         yield "one_step", self._curve("one_step", ETAS, steps.one_step(ETAS, clip))
+        whole = replace(self._learn, credit="request")
+        steps = Steps(earlier, world.static, whole, world.reward, numeric=NUMERIC, seed=self._seed)
+        found = steps.regression(ABLATION_PENALTIES, math.inf)
+        yield "request_credit", self._curve("request_credit", ABLATION_PENALTIES, found)
         for name, ablation in (("no_centring", "centring"), ("constant_base", "base"), ("neither", "both")):
             found = steps.without(ablation, ABLATION_PENALTIES)  # type: ignore[arg-type]
             yield name, self._curve(name, ABLATION_PENALTIES, found)

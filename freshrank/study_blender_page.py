@@ -29,7 +29,7 @@ _CHARTS = {
     "step-size": ("The size of the step: penalty on a step", ("clipped", "unclipped"), "penalty, smaller is further"),
     "ablation": (
         "What makes it work: parts left out",
-        ("unclipped", "constant_base", "no_centring", "neither"),
+        ("unclipped", "request_credit", "constant_base", "no_centring", "neither"),
         "penalty, smaller is further",
     ),
     "published": (
