@@ -22,9 +22,8 @@ from utility_blender.reward import RewardConfig, request_rewards
 from utility_blender.reward_regression import fit_base, fit_step
 
 Ablation = Literal["nothing", "centring", "base", "both"]
-"""What is left out, with the whole request credited each time: the centred directions (weights are then taken as drawn),
-the base of each context (one constant serves all), or both, with rewards as they are instead of in standard deviations.
-"""
+"""What is left out, the whole request having the credit: the centred directions (weights are then taken as drawn), the
+base of each context (one constant serves all), or both, with rewards as they are instead of in standard deviations."""
 RIDGE = 10.0
 """Of the closed form, in rows."""
 
