@@ -106,7 +106,7 @@ def _by_rates(
     share_P = (np.bincount(slates, minlength=int(log.listing_P.max()) + 1) / len(slates))[log.listing_P]
     shown_P = np.bincount(log.film_M[~first_M], minlength=num)
     clicks_P = np.bincount(log.film_M[~first_M], log.click_M[~first_M], minlength=num)
-    if (shown_P[is_top_P] == 0).any():  # a film the half never saw: its listing's rate stands in
+    if (shown_P[is_top_P] == 0).any():  # a film the half never saw: one more look at each, at the mean rate
         shown_P, clicks_P = shown_P + 1, clicks_P + log.click_M[~first_M].mean()
     weight_P = np.where(is_top_P, share_P, 0.0) / shown_P
     value = float((weight_P * clicks_P).sum())

@@ -9,12 +9,13 @@ from typing import Protocol
 import numpy as np
 
 from utility_blender.bootstrap import Bootstrap, user_sums
+from utility_blender.centring import angles
 from utility_blender.contexts import Contexts, Floats
 from utility_blender.cross_fit import CrossFit
 from utility_blender.estimators import doubly_robust, effective_share, ips, snips
 from utility_blender.gate_config import GateConfig
 from utility_blender.inclusion import Inclusion, count_shown, importance, uncovered
-from utility_blender.kernel import angles, bandwidth, distance, kernel_means, kernel_weights
+from utility_blender.kernel import bandwidth, distance, kernel_means, kernel_weights
 from utility_blender.ope_report import WEIGHT_BINS, GroupReport, Interval
 from utility_blender.outcomes import Ints, Outcomes
 from utility_blender.policy import Policy, directions

@@ -27,12 +27,6 @@ def distance(a_NT: Floats, b_NT: Floats) -> Floats:
     return distance_N
 
 
-def angles(a_NT: Floats, b_NT: Floats) -> Floats:
-    """Returns the angle between weights, degrees_N."""
-    degrees_N: Floats = np.degrees(np.arccos(np.clip(1.0 - distance(a_NT, b_NT), -1.0, 1.0)))
-    return degrees_N
-
-
 def bandwidth(explored_N: Floats) -> float:
     """Returns the widest of `BANDWIDTHS` up to the mean distance of drawn from central weights, `explored_N`.
 

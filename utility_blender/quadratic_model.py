@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from utility_blender.centring import unit
 from utility_blender.contexts import ContextEncoder, Contexts, Floats
 from utility_blender.learn_config import LearnConfig
 from utility_blender.outcomes import Outcomes
@@ -48,7 +49,7 @@ class QuadraticModel:
         q_N = np.empty(len(contexts))
         x_NX = _with_one(self.encoder.encode(contexts))
         for rows, _, mean_NT in self._arms(center_NT):
-            v_NAT = ((_unit(weights_NT[rows]) - mean_NT) / self.sd_T)[:, None]
+            v_NAT = ((unit(weights_NT[rows]) - mean_NT) / self.sd_T)[:, None]
             q_N[rows] = x_NX[rows] @ self.base_X + self._gain(x_NX[rows], v_NAT)[:, 0]
         mean_N, sd_N = np.array([self.reward_of.get(name, (0.0, 1.0)) for name in contexts.scenario]).reshape(-1, 2).T
         reward_N: Floats = mean_N + sd_N * q_N
@@ -138,7 +139,7 @@ def fit_quadratic_model(
     encoder = encoder_of(outcomes.contexts, config.context, numeric=numeric, own_from=config.own_from)
     x_NX = _with_one(encoder.encode(outcomes.contexts))
     mean_NT = np.concatenate([mean for _, _, mean in _laid_out(outcomes.center_NT, arms_AT)])
-    v_NT = _unit(outcomes.weights_NT) - mean_NT
+    v_NT = unit(outcomes.weights_NT) - mean_NT
     sd_T = np.maximum(v_NT.std(axis=0), 1e-9)
     v_NT /= sd_T
     scenario, reward_N = outcomes.contexts.scenario, request_rewards(outcomes, reward)
@@ -184,13 +185,8 @@ def _laid_out(center_NT: Floats, arms_AT: Floats) -> Iterator[tuple[slice, Float
     """Yields parts of the requests: which, the directions of all arms around their centres unit_NAT, and their mean."""
     for start in range(0, len(center_NT), _PART):
         rows = slice(start, start + _PART)
-        unit_NAT = _unit(center_NT[rows][:, None, :] * arms_AT)
+        unit_NAT = unit(center_NT[rows][:, None, :] * arms_AT)
         yield rows, unit_NAT, unit_NAT.mean(axis=1)
-
-
-def _unit(weights: Floats) -> Floats:
-    unit: Floats = weights / np.sqrt((weights**2).sum(axis=-1, keepdims=True))
-    return unit
 
 
 def _with_one(x_NX: Floats) -> Floats:

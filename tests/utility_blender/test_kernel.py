@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.utility_blender.planted import EXPLORE, make_world
-from utility_blender.kernel import angles, bandwidth, distance, kernel_means, kernel_weights
+from utility_blender.kernel import bandwidth, distance, kernel_means, kernel_weights
 from utility_blender.redraw import redraw
 
 WORLD = make_world()
@@ -28,7 +28,6 @@ def test_kernel_weights_against_plain_loops() -> None:
 def test_only_directions_count() -> None:
     a_NT, b_NT = np.array([[1.0, 2.0]]), np.array([[2.0, 1.0]])
     np.testing.assert_allclose(distance(a_NT, b_NT), distance(5 * a_NT, 0.1 * b_NT), rtol=1e-12)
-    np.testing.assert_allclose(angles(a_NT, b_NT), [math.degrees(math.acos(0.8))])
 
 
 def test_fewer_than_400_draws_are_refused() -> None:
