@@ -185,7 +185,7 @@ def test_a_network_without_gates_says_so(architecture: str) -> None:
     for offset, message in enumerate(MESSAGES[:5]):
         trainer.train_message(message, 0, offset)
     trainer.flush()
-    checkpoint = trainer._state.checkpoint(version=0, epoch=0)
+    checkpoint = trainer._state.checkpoint(version=0, epoch=0, rollback_epoch=0)
     with pytest.raises(ValueError, match=f"model.architecture: {architecture} has no gates between experts"):
         gates_of(SCHEMA, model, checkpoint, MESSAGES[:5], 100)
 
