@@ -26,10 +26,11 @@ class GateConfig:
     """The same against the scores of an hour ago; above 0."""
     psi_logit: float = 1.0
     """Root mean square of the logits' change below which an index never blocks, nor below twice the largest of the last
-    20 versions: where scores lie close together an index calls any change large; at least 0. Against an hour ago, and
+    100 versions: where scores lie close together an index calls any change large; at least 0. Against an hour ago, and
     before there were 20 versions, it is twice as much."""
     churn_factor: float | None = 3.0
-    """Probe requests with another first item may be so many times their median share over past versions; above 0."""
+    """Probe requests with another first item may be so many times their median share over past versions, or half more
+    than the most of the last 100; above 0."""
     churn_least: float = 0.1
     """A share that never blocks, for the median of a calm model is near 0; from 0 to 1."""
     churn_most: float = 0.5
@@ -42,8 +43,11 @@ class GateConfig:
     """And whenever so many labels have come; at least 1."""
     label_rate_ratio: float | None = 1.6
     """Label rates may differ from those of past windows, or of the same hour of past days, by this factor; above 1."""
-    label_rate_z: float = 4.0
+    label_rate_z: float = 3.0
     """And only if beyond chance by so many standard errors; at least 0."""
+    deflate: float = 2.0
+    """Labels that count as one in the standard errors of label rates and NE, for those of one slate go together; at
+    least 1."""
     missing_points: float | None = 0.1
     """Rise of the share of missing values of a field; above 0."""
     unknown_points: float | None = 0.1
@@ -85,6 +89,7 @@ class GateConfig:
         above = {"label_rate_ratio": 1, "rows_ratio": 1, "user_ratio": 1}
         at_least = {
             "label_rate_z": 0,
+            "deflate": 1,
             "ne_margin": 0,
             "psi_logit": 0,
             "warm_up_rows": 0,

@@ -2,8 +2,8 @@
 
 | check | blocks |
 |---|---|
-| `missing` | a field whose values are missing more often |
-| `unknown` | a field whose values have no row more often |
+| `missing` | a field whose values are missing more often, beyond chance |
+| `unknown` | a field whose values have no row more often, beyond chance |
 | `feature_psi` | a field whose values are distributed otherwise; values are counted in 16 buckets of their hash |
 | `rows` | many times, or a fraction of, the usual rows per second of event time |
 | `users` | rows that come from few users |
@@ -31,6 +31,8 @@ MIN_WINDOWS = 3
 """Windows in the reference before anything is judged against it."""
 MIN_REQUESTS = 200
 """Requests, or emissions of one, from which a window is judged."""
+SIGMAS = 4.0
+"""Standard errors that a share may rise by on top of its limit."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -139,9 +141,12 @@ class DataChecks:
         limit = self._config.missing_points if check == "missing" else self._config.unknown_points
         if limit is None:
             return []
-        worst = int(np.argmax(now_F - before_F))
+        # Scenarios differ in what they leave out, and a short window has few requests of each: beyond chance, too.
+        num_F = np.array([self._num_independent(num) for num in self.window.values_FK.sum(axis=1)])
+        rise_F = now_F - before_F - SIGMAS * np.sqrt(before_F * (1 - before_F) / num_F)
+        worst = int(np.argmax(rise_F))
         text = f"{now_F[worst]:.1%} of {self._names[worst]}, before {before_F[worst]:.1%}"
-        return [_finding(check, bool(now_F[worst] - before_F[worst] > limit), text)]
+        return [_finding(check, bool(rise_F[worst] > limit), text)]
 
     def _distributions(self) -> list[Finding]:
         found = []

@@ -9,7 +9,8 @@
 
 A cohort is the impressions of a stretch of event time. A task's cohort is closed when the watermark is its own label
 window and grace past it: a task that settles in seconds does not wait for one that takes a day. `ne` and `calibration`
-begin once they have passed: a model that is new, or was never any good, has nothing to fall from.
+begin once they have passed, NE beyond chance: a model that is new, or was never any good, has nothing to fall from.
+Labels of one slate are no independent draws: `deflate` divides their number in every standard error.
 
 Letters: S sums per cell, C cells (scenario * T + task), T tasks, B rows.
 """
@@ -29,7 +30,7 @@ NUM_SUMS = 9
 KEEP = 0.9
 """Weight of a window in the reference after the next one."""
 MIN_WINDOWS = 3
-MIN_EXPECTED = 20
+MIN_EXPECTED = 50
 """Positives expected in a window from which its label rate is judged."""
 SIGMAS = 3.0
 """Standard errors by which NE must miss its bound."""
@@ -153,7 +154,7 @@ class LabelChecks:
             if past_p < MIN_EXPECTED:
                 continue
             past = past_p / past_n
-            error = math.sqrt(past * (1 - past) * (1 / num + 1 / past_n))
+            error = math.sqrt(self._config.deflate * past * (1 - past) * (1 / num + 1 / past_n))
             is_far = not 1 / limit <= rate / past <= limit
             if not (is_far and abs(rate - past) > self._config.label_rate_z * error):
                 return [Finding(check="label_rate", state="pass", text=f"{rate:.2%} are positive {where}")]
@@ -171,20 +172,21 @@ class LabelChecks:
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
         if self._config.ne is not None:
             mean = sums[LOSS] / num
-            error = math.sqrt(max(sums[LOSS_SQUARED] / num - mean**2, 0.0) / num) / entropy
+            error = SIGMAS * self._error(sums[LOSS_SQUARED], mean, num) / entropy
             ne = mean / entropy
-            is_bad = ne - SIGMAS * error > self._config.ne
-            found.append(self._armed(0, cell, "ne", is_bad, f"{ne:.3f}, allowed {self._config.ne} {where}", delay_ms))
+            self._passed_2C[0, cell] |= ne + error < self._config.ne
+            text = f"{ne:.3f}, allowed {self._config.ne} {where}"
+            found.append(self._armed(0, cell, "ne", ne - error > self._config.ne, text, delay_ms))
         if self._config.calibration is not None:
             limit = max(self._config.calibration, 4 / math.sqrt(positives))
             off = math.log(sums[SCORES] / positives) if sums[SCORES] > 0 else -math.inf
             text = f"scores are {math.exp(off):.2f} times the labels, allowed {math.exp(limit):.2f} {where}"
+            self._passed_2C[1, cell] |= abs(off) <= limit
             found.append(self._armed(1, cell, "calibration", abs(off) > limit, text, delay_ms))
         return found
 
     def _armed(self, which: int, cell: int, check: str, is_bad: bool, text: str, delay_ms: int) -> Finding:
         if not is_bad:
-            self._passed_2C[which, cell] = True
             return Finding(check=check, state="pass", text=text)
         state = "block" if self._passed_2C[which, cell] else "not_judged"
         return Finding(check=check, state=state, text=text, delay_ms=delay_ms)  # type: ignore[arg-type]  # joins to str
@@ -198,11 +200,15 @@ class LabelChecks:
         rate = positives / num
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
         mean = sums[GAP] / num
-        error = math.sqrt(max(sums[GAP_SQUARED] / num - mean**2, 0.0) / num) / entropy
+        error = self._error(sums[GAP_SQUARED], mean, num) / entropy
         gap = mean / entropy
         text = f"NE {gap:+.4f} +- {error:.4f} of what is served, allowed {limit:+} {where}"
-        state = "block" if gap - 2 * error > limit else "pass"
+        state = "block" if gap - SIGMAS * error > limit else "pass"
         return [Finding(check="ne_relative", state=state, text=text, delay_ms=delay_ms)]  # type: ignore[arg-type]
+
+    def _error(self, sum_of_squares: float, mean: float, num: float) -> float:
+        """Returns the standard error of a mean over labels."""
+        return math.sqrt(self._config.deflate * max(sum_of_squares / num - mean**2, 0.0) / num)
 
     def close(self, *, is_kept: bool, now_ms: int) -> None:
         """Starts the next window; this one joins the reference if `is_kept`."""

@@ -41,6 +41,8 @@ HOUR_MS = 3_600_000
 MIN_PROBE_ROWS = 100
 """Rows of a scenario in the probe set from which their distribution is compared."""
 _CHURNS_KEPT = 1_000
+_JOLTS_OVER = 100
+"""Promoted versions whose largest change is nothing unusual: a model that learns fast moves by jolts."""
 _MAX_PAUSE = 100.0
 """Usual publishes without one after which a budget grows no more."""
 _REMEMBER_EVERY_MS = 60_000
@@ -221,7 +223,8 @@ class Level0:
     def _churn_finding(self, manifest: Manifest, churn: float, factor: float) -> Finding:
         most, budget = self._config.churn_most, self._config.churn_most
         if len(self._churns) >= USUAL_OVER:
-            budget = factor * statistics.median(self._churns) * self._pause(manifest)
+            recent = list(self._churns)[-_JOLTS_OVER:]
+            budget = max(factor * statistics.median(self._churns) * self._pause(manifest), 1.5 * max(recent))
         budget = min(most, max(self._config.churn_least, budget))
         text = f"{churn:.1%} of the probe requests have another first item, allowed {budget:.1%}"
         return _finding("churn", churn > budget, text)
@@ -241,7 +244,7 @@ class Level0:
             if candidate.churn is not None:
                 self._churns.append(candidate.churn)
             for where, distance in candidate.distances.items():
-                self._distances.setdefault(where, deque(maxlen=USUAL_OVER)).append(distance)
+                self._distances.setdefault(where, deque(maxlen=_JOLTS_OVER)).append(distance)
         if candidate.scores is not None and candidate.rows_learned >= 10 * self._config.warm_up_rows:
             self._remember(manifest.created_ms, candidate.scores)
         if manifest.kind == "full" and self._is_due(manifest.created_ms):
