@@ -32,6 +32,9 @@ class UpRun:
     report_path: Path
     addresses: dict[str, str]
     """Where each process but the monitor shows its metrics."""
+    kafka: str
+    """`host:port` of its broker."""
+    redis_url: str
     lines: list[str] = field(default_factory=list)
     """What it printed; filled in when it has ended."""
 
@@ -44,15 +47,15 @@ class UpRun:
         except OSError:
             return {}
 
-    def metric(self, process: str, name: str) -> float:
-        """Returns a metric without labels of a process.
+    def metric(self, process: str, name: str, *labels: str) -> float:
+        """Returns a metric of a process, by its name and the values of its labels.
 
         Raises:
             OSError: the process does not answer.
         """
         with urllib.request.urlopen(f"http://{self.addresses[process]}/metrics", timeout=2) as answer:
-            found = Scrape.parse(answer.read().decode()).value(name)
-        assert found is not None, f"{process} has no {name}"
+            found = Scrape.parse(answer.read().decode()).value(name, *labels)
+        assert found is not None, f"{process} has no {name} {labels}"
         return found
 
     def end(self, timeout_s: float) -> int:
@@ -100,7 +103,10 @@ def start_up(folder: Path, free_port: Callable[[], int], *arguments: str) -> UpR
         [*argv, *sets, "--dir", str(folder / "run"), "--report", str(report), *arguments],
         cwd=REPO_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    return UpRun(child, f"http://127.0.0.1:{page}/", f"http://127.0.0.1:{ranker}/", folder / "run", report, addresses)
+    return UpRun(
+        child, f"http://127.0.0.1:{page}/", f"http://127.0.0.1:{ranker}/", folder / "run", report, addresses,
+        str(settings["kafka.bootstrap_servers"]), str(settings["redis.url"]),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
