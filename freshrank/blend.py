@@ -26,8 +26,8 @@ FLUSH_TIMEOUT_MS = 5_000
 def blend(run: RunConfig) -> None:
     """Learns the weights of the utility from explored requests.
 
-    Rounds are gated. Goes on where its checkpoint says; a version goes to Redis only through the off-policy gate, and to
-    all requests only in stages. SIGTERM ends it with code 0.
+    Rounds are gated. Goes on where its checkpoint says; a version goes to Redis only through the off-policy gate, and
+    to all requests only in stages. SIGTERM ends it with code 0.
 
     \b
     Example:
