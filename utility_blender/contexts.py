@@ -76,7 +76,7 @@ class ContextEncoder:
         for name, (mean, sd) in self.numbers.items():
             for row, value in enumerate(contexts.columns.get(name, ())):
                 if isinstance(value, int | float) and math.isfinite(value):
-                    x_NX[row, start] = np.clip((value - mean) / sd, -5.0, 5.0)
+                    x_NX[row, start] = min(max((value - mean) / sd, -5.0), 5.0)
             start += 1
         return x_NX
 
