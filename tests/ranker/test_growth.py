@@ -151,7 +151,10 @@ def test_a_snapshot_whose_scenarios_have_no_parents_is_not_served(monkeypatch: p
     loop.learn(1)
     model = loop.trainer.learner.trained
     monkeypatch.setattr(model.growth, "registry", replace(model.registry, names=("home", "search", "deals")))
-    loop.trainer.publish()
+    assert loop.trainer.publish() is None  # its gate reads it as a ranker would
+    monkeypatch.setattr(loop.trainer.gate, "judge", lambda *args, **named: [])
+    monkeypatch.setattr(loop.trainer.gate, "promoted", lambda manifest: None)
+    assert loop.trainer.publish() is not None
     loop.ranker.ranker.follower.round()
     assert loop.ranker.stats.snapshots_refused == {"format": 1}
     assert loop.ask("home").snapshot == 1
