@@ -34,7 +34,7 @@ class GateConfig:
     churn_least: float = 0.1
     """A share that never blocks, for the median of a calm model is near 0; from 0 to 1."""
     churn_most: float = 0.5
-    """A share that always blocks; from 0 to 1."""
+    """A share that always blocks, up to half more after a pause; from 0 to 1."""
     rows_factor: float | None = 10.0
     """A delta may hold so many times the usual rows per step; above 0."""
     window_ms: int = 10_000

@@ -45,6 +45,8 @@ _JOLTS_OVER = 100
 """Promoted versions whose largest change is nothing unusual: a model that learns fast moves by jolts."""
 _MAX_PAUSE = 100.0
 """Usual publishes without one after which a budget grows no more."""
+_MOST_GROWTH = 1.5
+"""What a pause adds to the share of other first items that is always too much."""
 _REMEMBER_EVERY_MS = 60_000
 
 
@@ -221,7 +223,9 @@ class Level0:
         return float(top1_changed(before_RK, now_RK).mean())
 
     def _churn_finding(self, manifest: Manifest, churn: float, factor: float) -> Finding:
-        most, budget = self._config.churn_most, self._config.churn_most
+        # A model that has moved for good must not be refused for ever.
+        most = min(1.0, self._config.churn_most * min(_MOST_GROWTH, self._pause(manifest)))
+        budget = most
         if len(self._churns) >= USUAL_OVER:
             recent = list(self._churns)[-_JOLTS_OVER:]
             budget = max(factor * statistics.median(self._churns) * self._pause(manifest), 1.5 * max(recent))
