@@ -8,9 +8,11 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from model.gate_report import State
 
 Labels = tuple[str, ...]
 """Values of a sample's labels, ordered by the labels' names."""
@@ -117,6 +119,8 @@ class Board:
             "memory_bytes": sum(process["resident_bytes"] or 0 for process in processes) or None,
             "freshness": self._freshness(),
             "model": self._model(),
+            "gate": self._gate(),
+            "blender": self._blender(),
             "quality": self._quality(),
             "lift": self._lift(),
             "flow": self._flow(),
@@ -182,6 +186,28 @@ class Board:
             "rbo": min(self._values("freshrank_ranker_churn_ratio", "rbo"), default=None),
             "steps": self._number("freshrank_trainer_steps_total"),
             "snapshots": self._total("freshrank_trainer_snapshots_total"),
+        }
+
+    def _gate(self) -> dict[str, float | str | None]:
+        """Returns what the publish gate says now; `state` is one of its states, None without a trainer."""
+        name = "freshrank_trainer_gate_state_ratio"
+        return {
+            "state": next((state for state in get_args(State) if self._number(name, state) == 1), None),
+            "rejected": self._number("freshrank_trainer_publish_failures_total", "rejected"),
+            "frozen": self._number("freshrank_trainer_gate_frozen_ratio"),
+            "holding": self._number("freshrank_trainer_gate_holding_ratio"),
+        }
+
+    def _blender(self) -> dict[str, float | None]:
+        """Returns which weights serve, whether requests explore, and what the last candidate promised."""
+        return {
+            "version": self._worst("freshrank_ranker_blender_version"),
+            "share": self._worst("freshrank_ranker_blender_share_ratio"),
+            "exploring": self._worst("freshrank_ranker_exploring_ratio"),
+            "round_requests": self._number("freshrank_blender_round_requests"),
+            "round_missing": self._number("freshrank_blender_round_missing_requests"),
+            "lift": self._number("freshrank_blender_lift_ratio", "estimate"),
+            "lift_low": self._number("freshrank_blender_lift_ratio", "lower"),
         }
 
     def _quality(self) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -4,7 +4,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 FLUSH_TIMEOUT_MS = 5_000
-GATE_STATES = ("pass", "warn", "not_judged", "block")
-"""Of which exactly one holds at a time."""
 
 
 @click.command()
@@ -141,13 +139,14 @@ def set_aside(
 def gate_readings(trainer: "Trainer") -> "Iterator[Reading]":
     """Yields what the gate says."""
     from freshrank.metrics import Reading
+    from model.gate_report import State
 
     gate = trainer.gate
     for state, count in gate.stats.windows.items():
         yield Reading("freshrank_trainer_gate_windows_total", count, (state,))
     for check, count in dict(gate.stats.blocks).items():
         yield Reading("freshrank_trainer_gate_blocks_total", count, (check,))
-    for state in GATE_STATES:
+    for state in get_args(State):
         yield Reading("freshrank_trainer_gate_state_ratio", gate.state == state, (state,))
     yield Reading("freshrank_trainer_gate_holding_ratio", gate.is_holding)
     yield Reading("freshrank_trainer_gate_frozen_ratio", gate.is_frozen)

@@ -29,6 +29,25 @@ function setStatus(text, bad) {
   document.getElementById("status").classList.toggle("bad", bad);
 }
 
+function gateText(gate) {
+  if (!gate.state) return "–";
+  const says = { pass: "passes", not_judged: "nothing to judge yet", warn: "warns", block: "blocks" }[gate.state];
+  const held = gate.holding ? ", learning waits for data in order" : gate.frozen ? ", publishing is frozen" : "";
+  return `${says}; ${whole(gate.rejected)} versions rejected${held}`;
+}
+
+function weightsText(blender) {
+  if (blender.version === null) return "–";
+  const serves = blender.version === 0 ? "of the configuration"
+    : `learned, version ${whole(blender.version)}${blender.share < 1 ? ` on trial for ${percent(blender.share)}` : ""}`;
+  const explores = blender.exploring ? "; some requests explore" : "";
+  const round = blender.round_requests === null ? ""
+    : `; ${whole(blender.round_missing)} explored requests to the next round`;
+  const lift = blender.lift === null ? ""
+    : `; the last candidate promised ${percent(blender.lift)}, at least ${percent(blender.lift_low)}`;
+  return serves + explores + round + lift;
+}
+
 function draw(state) {
   const { freshness, model, lift, history, schema } = state;
   const first = schema.tasks[0];
@@ -40,6 +59,8 @@ function draw(state) {
   put("snapshots", whole(model.snapshots));
   put("top1-changed", percent(model.top1_changed));
   put("rbo", fixed(model.rbo));
+  put("gate", gateText(state.gate));
+  put("weights", weightsText(state.blender));
   put("first-task", first);
   put("ne", fixed(state.quality[first]?.all?.ne));
   put("lift-share", percent(lift.share));

@@ -38,6 +38,8 @@ def test_figures_are_shown_and_grow(page: Page) -> None:
     page.wait("document.querySelector('#freshness-curve path') !== null", "a curve is drawn")
     page.wait("/^[01][.]/.test(document.getElementById('rbo').textContent)", "versions are compared")
     assert page.run("document.getElementById('top1-changed').textContent").endswith("%")
+    page.wait("document.getElementById('gate').textContent.includes('rejected')", "the gate's state is shown")
+    assert page.run("document.getElementById('weights').textContent").startswith("of the configuration")
     assert page.run("document.querySelectorAll('#quality tbody tr').length") == 4
     assert page.run("document.querySelectorAll('#loop .station').length") == 4
     up = page.run("[...document.querySelectorAll('#processes tbody tr')].map(r => r.cells[1].textContent)")

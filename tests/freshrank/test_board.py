@@ -103,3 +103,17 @@ def test_worst_churn_of_several_rankers_is_shown() -> None:
         },
     )
     assert (shown.state()["model"]["top1_changed"], shown.state()["model"]["rbo"]) == (0.4, 0.7)
+
+
+def test_what_gate_and_blender_say_is_shown_and_dashes_before() -> None:
+    shown = board()
+    assert set(shown.state()["gate"].values()) == set(shown.state()["blender"].values()) == {None}
+    state, lift = "freshrank_trainer_gate_state_ratio", "freshrank_blender_lift_ratio"
+    trainer = {(state, ("pass",)): 0.0, (state, ("block",)): 1.0}
+    trainer[("freshrank_trainer_publish_failures_total", ("rejected",))] = 3.0
+    ranker = {("freshrank_ranker_blender_version", ()): 2.0, ("freshrank_ranker_blender_share_ratio", ()): 0.1}
+    blender = {(lift, ("estimate",)): 0.02, (lift, ("lower",)): 0.01}
+    shown.observe(0, {"trainer": Scrape(trainer), "ranker-1": Scrape(ranker), "joiner": Scrape(blender)})
+    gate, weights = shown.state()["gate"], shown.state()["blender"]
+    assert (gate["state"], gate["rejected"]) == ("block", 3.0)
+    assert (weights["version"], weights["share"], weights["lift"], weights["lift_low"]) == (2.0, 0.1, 0.02, 0.01)
