@@ -5,6 +5,7 @@ broker answers, and the first message to a topic waits for the topic's partition
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -113,6 +114,10 @@ class KafkaPythonProducer:
             client_logger().warning("UNSENT message given up. topic=%s error=%s", topic, error)
 
 
+_EPOCH_LOOKS, _EPOCH_LOOK_S = 200, 0.05
+"""How often, and after how many seconds each, one looks whether a new epoch has come."""
+
+
 class KafkaPythonTransactionalProducer:
     """One transaction at a time on Kafka: `stream.log.TransactionalProducer`.
 
@@ -211,11 +216,16 @@ class KafkaPythonTransactionalProducer:
 
     def _is_dropped(self) -> bool:
         """Aborts after an error. Returns whether the producer can go on; after a fatal error it cannot."""
-        try:
-            within(self._config, _STEP_TIMEOUT_S, "aborting", self._producer.abort_transaction)
-        except KafkaError as error:
-            return "from state READY" in str(error)  # it had aborted by itself
-        return True
+        for _ in range(_EPOCH_LOOKS):
+            try:
+                within(self._config, _STEP_TIMEOUT_S, "aborting", self._producer.abort_transaction)
+            except KafkaError as error:
+                if "from state BUMPING_PRODUCER_EPOCH" not in str(error):
+                    return "from state READY" in str(error)  # it had aborted by itself
+                time.sleep(_EPOCH_LOOK_S)  # it is about to abort by itself: it asks for a new epoch
+            else:
+                return True
+        return False
 
 
 def _close(producer: Any) -> None:
