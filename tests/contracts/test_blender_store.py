@@ -25,7 +25,7 @@ def open_store(request: pytest.FixtureRequest) -> Iterator[OpenStore]:
     opened: list[RedisBlenderStore] = []
 
     def open_redis() -> BlenderStore:
-        config = BlenderStoreConfig(prefix=f"test:{request.node.name}", keep_rejected=2, timeout_ms=4_000)
+        config = BlenderStoreConfig(prefix=f"test:blender:{request.node.name}", keep_rejected=2, timeout_ms=4_000)
         opened.append(RedisBlenderStore(url, "main", config))
         return opened[-1]
 

@@ -68,7 +68,8 @@ def test_a_transaction_the_broker_cannot_take_is_dropped_whole_and_a_later_one_g
     at = TopicPartition(topic, 0)
     member = kafka_log.member(group, "m", [topic])
     assigned(member, partitions=1)
-    producer = kafka_log.transactional_producer(new("x"))
+    transactional_id = new("x")
+    producer = kafka_log.transactional_producer(transactional_id)
 
     def write(size: int) -> None:
         producer.begin()
@@ -77,8 +78,13 @@ def test_a_transaction_the_broker_cannot_take_is_dropped_whole_and_a_later_one_g
         producer.send_offsets({at: OffsetAndMetadata(size)}, member)
         producer.commit()
 
-    with pytest.raises(TransactionAbortedError):
+    with pytest.raises((TransactionAbortedError, FencedError)) as refused:
         write(10_000)
+    if refused.type is FencedError:
+        # kafka-python may ask for a new epoch while its offsets are on their way, and so fence itself: a joiner ends then
+        # without a commit, and the next one goes on.
+        assert kafka_log.config.adapter == "kafka-python"
+        producer = kafka_log.transactional_producer(transactional_id)
     assert member.committed([at]) == {at: None}
     for attempt in range(3):  # after a refusal both clients need a transaction to find their numbers again
         try:
