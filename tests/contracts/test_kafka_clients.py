@@ -81,8 +81,8 @@ def test_a_transaction_the_broker_cannot_take_is_dropped_whole_and_a_later_one_g
     with pytest.raises((TransactionAbortedError, FencedError)) as refused:
         write(10_000)
     if refused.type is FencedError:
-        # kafka-python may ask for a new epoch while its offsets are on their way, and so fence itself: a joiner ends then
-        # without a commit, and the next one goes on.
+        # kafka-python may ask for a new epoch while its offsets are on their way, and so fence itself: a joiner then
+        # ends without a commit, and the next one goes on.
         assert kafka_log.config.adapter == "kafka-python"
         producer = kafka_log.transactional_producer(transactional_id)
     assert member.committed([at]) == {at: None}
