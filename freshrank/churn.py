@@ -1,12 +1,11 @@
 """`freshrank churn`: how far the rankings of two models are apart, and how much of it is chance."""
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
-from freshrank.command import need_folders, run_options
+from freshrank.command import need_folders, run_options, write_results
 from freshrank.config import RunConfig
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -91,8 +90,5 @@ def churn(
         raise click.ClickException(str(error)) from error
     finally:
         store.close()
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(churn_page(result), encoding="utf-8")
+    write_results(result, churn_page, json_out=json_out, report=report)
     churn_table(result, sys.stdout)

@@ -1,13 +1,14 @@
 """What all commands share: their options, the stop signal, the clock, and how a failure is told."""
 
 import functools
+import json
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,23 @@ def need_folders(*files: Path | None) -> None:
     for file in files:
         if file is not None and not file.parent.is_dir():
             raise click.ClickException(f"{file}: there is no folder {file.parent}")
+
+
+def write_results(
+    result: Mapping[str, Any], page: Callable[[Mapping[str, Any]], str], *, json_out: Path | None, report: Path | None
+) -> None:
+    """Writes what a command found, as JSON and as the page made of it; None is passed over."""
+    if json_out is not None:
+        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if report is not None:
+        report.write_text(page(result), encoding="utf-8")
+
+
+def write_plots(plots: Mapping[str, str], folder: Path) -> None:
+    """Writes plots by name as SVG files into a folder, made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, chart in plots.items():
+        (folder / f"{name}.svg").write_text(chart + "\n", encoding="utf-8")
 
 
 def run_options(default: Path | None = None) -> Callable[[F], F]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freshrank.command import need_folders, now_ms, run_options
+from freshrank.command import need_folders, now_ms, run_options, write_results
 from freshrank.config import RunConfig
 
 if TYPE_CHECKING:
@@ -91,10 +91,7 @@ def ope(
                 _print_plan(plan)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(ope_page(result), encoding="utf-8")
+    write_results(result, ope_page, json_out=json_out, report=report)
 
 
 def _outcomes(run: RunConfig, folder: Path | None) -> "Outcomes":

@@ -1,13 +1,12 @@
 """`freshrank study`: experiments, in worlds with known truth or on recorded logs."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from freshrank.command import need_folders
+from freshrank.command import need_folders, write_plots, write_results
 from freshrank.study_blender_command import blender
 from freshrank.study_freshness_command import freshness
 from freshrank.study_frontier import frontier
@@ -87,14 +86,9 @@ def delays(
             result = study_delays(config, on_progress=_say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(study_page(result), encoding="utf-8")
+    write_results(result, study_page, json_out=json_out, report=report)
     if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
-        for name, chart in main_plots(result).items():
-            (plots / f"{name}.svg").write_text(chart + "\n", encoding="utf-8")
+        write_plots(main_plots(result), plots)
     _show(result)
 
 

@@ -1,12 +1,11 @@
 """`freshrank study blender`: ways to learn the utility's weights, against the best there are."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from freshrank.command import need_folders
+from freshrank.command import need_folders, write_plots, write_results
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -44,13 +43,10 @@ def blender(
         result = study_blender(BlenderStudyConfig(**settings), _say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "blender.html").write_text(study_blender_page(result), encoding="utf-8")
-        for name, chart in main_plots(result).items():
-            (out / f"{name}.svg").write_text(chart + "\n", encoding="utf-8")
+        write_plots(main_plots(result), out)
+    report = None if out is None else out / "blender.html"
+    write_results(result, study_blender_page, json_out=json_out, report=report)
     _show(result)
 
 

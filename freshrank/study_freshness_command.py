@@ -1,12 +1,11 @@
 """`freshrank study freshness`: AUC against the publish interval, where tastes drift and items come and go."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from freshrank.command import need_folders, run_options
+from freshrank.command import need_folders, run_options, write_results
 from freshrank.config import RunConfig
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -63,10 +62,7 @@ def freshness(
         result = study_freshness(studied, FreshnessStudyConfig(**settings), _say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(study_freshness_page(result), encoding="utf-8")
+    write_results(result, study_freshness_page, json_out=json_out, report=report)
     for point in result["curve"]:
         auc, lost = point["auc"], point["auc_lost"]
         click.echo(f"every {point['interval_s']:>5} s   AUC {auc['mean']:.4f}   lost {lost['mean']:.4f}")

@@ -1,13 +1,12 @@
 """`freshrank study frontier`: what one task costs the others, on a source or in a world with known truth."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from freshrank.command import CONFIG_PATH, OVERRIDE_HELP, need_folders
+from freshrank.command import CONFIG_PATH, OVERRIDE_HELP, need_folders, write_results
 from freshrank.config import load_config
 from freshrank.data_sets import path_of
 
@@ -80,10 +79,7 @@ def frontier(
         "truth": {task: found._asdict() for task, found in truth.items()} if truth else None,
         **figures,
     }
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(frontier_page(result), encoding="utf-8")
+    write_results(result, frontier_page, json_out=json_out, report=report)
     if truth:
         click.echo("the truth: " + ", ".join(f"{task} NE {found.ne:.4f}" for task, found in truth.items()))
     for figure, title in (("ne", "NE"), ("log_loss", "log loss")):

@@ -1,12 +1,11 @@
 """`freshrank study networks`: networks against each other and the truth, in worlds of conflicting tasks."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from freshrank.command import need_folders
+from freshrank.command import need_folders, write_results
 
 if TYPE_CHECKING:
     from freshrank.compare_run import PassReport
@@ -57,10 +56,7 @@ def networks(
         result = study_networks(NetworkStudyConfig(worlds=worlds, rows=rows, world=world, **given), _say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(study_networks_page(result), encoding="utf-8")
+    write_results(result, study_networks_page, json_out=json_out, report=report)
     _show(result)
 
 

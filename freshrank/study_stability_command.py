@@ -1,6 +1,5 @@
 """`freshrank study stability`: how much less rankings change under score regularization, and what that costs."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import click
 
-from freshrank.command import CONFIG_PATH, need_folders
+from freshrank.command import CONFIG_PATH, need_folders, write_plots, write_results
 from freshrank.config import load_config
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -73,14 +72,9 @@ def stability(
             result = study_stability(worlds, on_progress=_say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(study_stability_page(result), encoding="utf-8")
+    write_results(result, study_stability_page, json_out=json_out, report=report)
     if plots is not None:
-        plots.mkdir(parents=True, exist_ok=True)
-        for name, chart in svg_files(result).items():
-            (plots / f"{name}.svg").write_text(chart + "\n", encoding="utf-8")
+        write_plots(svg_files(result), plots)
     _show(result)
 
 

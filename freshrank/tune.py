@@ -1,6 +1,5 @@
 """`freshrank tune`: a search over a model's settings by progressive NE."""
 
-import json
 import os
 import sys
 import time
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from freshrank.command import need_folders, run_options
+from freshrank.command import need_folders, run_options, write_results
 from freshrank.config import RunConfig
 from freshrank.data_sets import path_of
 
@@ -132,10 +131,7 @@ def tune(run: RunConfig, source: str, report: Path | None, json_out: Path | None
         result = search(run, Wanted(source=path_of(source, os.environ), **given), on_trial=_say)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if report is not None:
-        report.write_text(tune_page(result), encoding="utf-8")
+    write_results(result, tune_page, json_out=json_out, report=report)
     _show(result)
 
 
