@@ -6,10 +6,10 @@ state the store is in. Learned weights are different: what is held goes on servi
 """
 
 import logging
-import threading
 from collections.abc import Callable
 
 from ranker.stats import RankerStats
+from ranker.watch_thread import WatchThread
 from utility_blender.blend import STATIC_VERSION, Blender
 from utility_blender.exceptions import BlenderUnavailableError, BlenderVersionError
 from utility_blender.learned import policy_from_dict
@@ -136,24 +136,13 @@ class BlenderFollower:
         self._refused = pointer
 
 
-class BlenderWatcher:
+class BlenderWatcher(WatchThread):
     """The thread that looks, apart from that of the snapshots: the switch must act while a large model is loading."""
 
     def __init__(self, follower: BlenderFollower, stats: RankerStats) -> None:
+        super().__init__("blender-watcher")
         self._follower = follower
         self._stats = stats
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="blender-watcher", daemon=True)
-
-    def start(self) -> None:
-        """Looks in a thread of its own."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread and waits for it, at most the look in progress."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def run(self) -> None:
         """Looks every half second until `stop` is called."""

@@ -5,13 +5,13 @@ announcement that is lost, late or doubled changes nothing.
 """
 
 import logging
-import threading
 from dataclasses import dataclass
 
 from model.exceptions import StoreUnavailableError
 from model.store import FIRST_ANNOUNCEMENT, SnapshotStore
 from ranker.follow import SnapshotFollower
 from ranker.stats import RankerStats
+from ranker.watch_thread import WatchThread
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +33,17 @@ class WatcherConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least {least}")
 
 
-class SnapshotWatcher:
+class SnapshotWatcher(WatchThread):
     """Runs `follower.round` whenever the store announces something, and at least every `block_ms`."""
 
     def __init__(
         self, store: SnapshotStore, follower: SnapshotFollower, config: WatcherConfig, stats: RankerStats
     ) -> None:
+        super().__init__("snapshot-watcher")
         self._store = store
         self._follower = follower
         self._config = config
         self._stats = stats
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="snapshot-watcher", daemon=True)
-
-    def start(self) -> None:
-        """Follows the store in a thread of its own."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread and waits for it, at most `block_ms` and what the round in progress takes."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def run(self) -> None:
         """Follows the store until `stop` is called."""

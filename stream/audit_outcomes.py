@@ -12,7 +12,7 @@ import pyarrow as pa
 from stream.audit import AuditReport, FaultName, Finding
 from stream.log import Message
 from stream.oracle import OracleConfig
-from stream.schema import Feedback, Impression, SchemaConfig
+from stream.schema import CONTROL_LAW, Feedback, Impression, SchemaConfig
 
 _COLUMNS = ["request_id", "ts", "emitted_watermark_ms", "item_id"]
 _ACTION_COLUMNS = [f"action.{name}" for name in ("position", "name", "value", "first_ts")]
@@ -116,7 +116,7 @@ class OutcomeAudit:
         served, others, tasks = slate.served, slate.candidates, self._schema.tasks
         if served is None:
             return False
-        if served.law == "none" and others is None:
+        if served.law == CONTROL_LAW and others is None:
             logged = (served.weights, served.center, served.scale, slate.items.scores)
             return all(task in by_task and served.scale[task] > 0 for task in tasks for by_task in logged)
         if others is None or not served.explore or served.log_density is None:

@@ -15,8 +15,7 @@ from typing import Any, Literal
 from utility_blender.gate_config import GateConfig
 from utility_blender.ope_report import GroupReport, OpeReport
 
-OWN_MEAN = "lift over its own mean weights"
-"""End of the name of the rule that weights which depend on the context must beat weights which do not."""
+_OWN_MEAN = "lift over its own mean weights"
 Verdict = Literal["passed", "failed", "not judged"]
 
 
@@ -88,9 +87,9 @@ def _of_group(group: GroupReport, report: OpeReport, config: GateConfig) -> Iter
     yield _at_most(f"{at}: median angle to the centre, degrees", group.angle, most)
     yield _at_most(f"{at}: 95th percentile of the angle, degrees", group.angle_p95, most_p95)
     if group.static_mean is None:
-        yield Rule(f"{at}: {OWN_MEAN}", None, "above 0", "not judged")
+        yield Rule(f"{at}: {_OWN_MEAN}", None, "above 0", "not judged")
     else:
-        yield _above(f"{at}: {OWN_MEAN}", group.static_mean.value)
+        yield _above(f"{at}: {_OWN_MEAN}", group.static_mean.value)
     yield from _of_actions(group, report, config)
 
 
