@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from freshrank.ope import ope
+from freshrank.cli import main
 from freshrank.ope_ranklens import ranklens_rows
 from freshrank.ope_source import outcomes_of_folder
 from stream.join import JoinConfig
@@ -87,7 +87,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, *args: str) -> Result:
-    return CliRunner().invoke(ope, [str(folder), "--config", str(folder / "run.yaml"), "--log-level", "error", *args])
+    arguments = ["ope", str(folder), "--config", str(folder / "run.yaml"), "--log-level", "error", *args]
+    return CliRunner().invoke(main, arguments)
 
 
 def test_a_recorded_log_is_joined_to_the_outcomes_it_was_written_from(folder: Path) -> None:
@@ -155,7 +156,7 @@ def test_requests_of_models_that_were_rolled_back_are_left_out(folder: Path, mon
     snapshot_N = np.where(np.arange(OUTCOMES.num_requests) < 300, 7, 1)
     monkeypatch.setattr("freshrank.ope._outcomes", lambda run, folder: replace(OUTCOMES, snapshot_N=snapshot_N))
     monkeypatch.setattr("freshrank.blend.rolled_back_snapshots", lambda run: lambda: {7})
-    result = CliRunner().invoke(ope, ["--plan", "--config", str(folder / "run.yaml"), "--log-level", "error"])
+    result = CliRunner().invoke(main, ["ope", "--plan", "--config", str(folder / "run.yaml"), "--log-level", "error"])
     assert result.exit_code == 0 and result.stdout.startswith("1,900 explored requests"), result.output
 
 
