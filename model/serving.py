@@ -1,6 +1,6 @@
 """The model as a ranker holds it: immutable for readers; a delta makes a new one.
 
-Letters: B rows, T tasks, W embedding width.
+Letters: B rows, T tasks.
 """
 
 import copy
@@ -16,12 +16,12 @@ from model.calibrator import Pairs, pairs_array
 from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.growth import grow
-from model.id_table import NO_ROW, IdTable
 from model.label_policy import served_probability
 from model.metrics import logit_of
 from model.network import Network
 from model.precision import Precision, products_in
 from model.scenario_registry import ScenarioRegistry
+from model.serving_rows import ServingRows
 from model.shapes import check_same_shapes
 from stream.schema import PolicyName, SchemaConfig
 
@@ -34,8 +34,7 @@ class ServingModel:
         encoder: FeatureEncoder,
         layout: InputLayout,
         net: Network,
-        ids: IdTable,
-        weight: Tensor,
+        rows: ServingRows,
         policies: tuple[PolicyName, ...],
         registry: ScenarioRegistry,
         precision: Precision,
@@ -44,8 +43,7 @@ class ServingModel:
         self.encoder = encoder
         self._layout = layout
         self._net = net
-        self._ids = ids
-        self._weight = weight
+        self._rows = rows
         self._policies = policies
         self._registry = registry
         self._precision = precision
@@ -77,8 +75,7 @@ class ServingModel:
             encoder,
             layout,
             net,
-            IdTable(num_reserved=layout.num_reserved),
-            torch.zeros(layout.num_reserved, config.embedding.width),
+            ServingRows.empty(num_reserved=layout.num_reserved, width=config.embedding.width),
             tuple(task.policy for task in schema.tasks.values()),
             registry,
             config.precision,
@@ -93,7 +90,7 @@ class ServingModel:
     @property
     def num_rows(self) -> int:
         """Values that have a row of their own."""
-        return len(self._ids)
+        return len(self._rows)
 
     def apply_delta(self, tensors: Mapping[str, Tensor], calibration: Pairs | None = None) -> "ServingModel":
         """Returns the model after a delta (`Learner.serving_delta`); this one goes on as it is.
@@ -104,59 +101,25 @@ class ServingModel:
             ValueError: names or shapes are not this model's.
         """
         dense = {name.removeprefix("dense."): tensor for name, tensor in tensors.items() if name.startswith("dense.")}
-        rows = {name: tensors[name] for name in tensors if name.startswith("rows.")}
-        num_keys, width = len(rows.get("rows.keys", ())), self._layout.width
         check_same_shapes(dense, self._net.state_dict())
-        check_same_shapes(
-            {name: tensor for name, tensor in rows.items() if name != "rows.evicted"},
-            {
-                "rows.keys": torch.empty(num_keys),
-                "rows.weights": torch.empty(num_keys, width),
-                "rows.reserved": torch.empty(self._layout.num_reserved, width),
-            },
-        )
+        rows = self._rows.after(tensors)
         net = copy.deepcopy(self._net)
         net.load_state_dict(dense)
-        ids, weight = self._changed_rows(rows)
         return ServingModel(
             self.encoder,
             self._layout,
             net,
-            ids,
-            weight,
+            rows,
             self._policies,
             self._registry,
             self._precision,
             calibration or {},
         )
 
-    def _changed_rows(self, rows: Mapping[str, Tensor]) -> tuple[IdTable, Tensor]:
-        """Returns ids and weights after the evictions, then the changed rows; shares nothing that was written."""
-        keys, evicted = rows["rows.keys"].numpy(), rows["rows.evicted"].numpy()
-        rows_N = self._ids.lookup(keys)
-        is_new = rows_N == NO_ROW
-        ids = self._ids
-        if len(evicted) or is_new.any():
-            ids = ids.copy()
-            ids.remove(evicted)
-            rows_N[is_new] = ids.insert(keys[is_new])
-        room = ids.num_rows - len(self._weight)
-        weight = torch.cat(
-            [self._weight, torch.zeros(max(room, 0) and room + len(self._weight) // 4, self._layout.width)]
-        )
-        weight[: self._layout.num_reserved] = rows["rows.reserved"]
-        weight[torch.from_numpy(rows_N)] = rows["rows.weights"]
-        return ids, weight
-
     def tensors(self) -> dict[str, Tensor]:
         """Returns what this model is made of, as a full export: equal models have equal rows by key."""
-        keys, rows = self._ids.items()
-        return {f"dense.{name}": tensor for name, tensor in self._net.state_dict().items()} | {
-            "rows.keys": torch.from_numpy(keys),
-            "rows.weights": self._weight[torch.from_numpy(rows)],
-            "rows.evicted": torch.empty(0, dtype=torch.int64),
-            "rows.reserved": self._weight[: self._layout.num_reserved],
-        }
+        dense = {f"dense.{name}": tensor for name, tensor in self._net.state_dict().items()}
+        return dense | self._rows.tensors()
 
     def encode(self, columns: RowColumns) -> EncodedBatch:
         """Returns the columns as keys."""
@@ -169,10 +132,10 @@ class ServingModel:
         calibrated.
         """
         batch, order_B, row_offsets = batch.resolved(self._registry.index).by_scenario(self._net.num_scenarios)
-        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._ids)
+        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._rows.ids)
         with torch.inference_mode(), products_in(self._precision):
             inputs = self._layout.network_inputs(
-                self._weight, torch.from_numpy(rows_N), batch, row_offsets, with_sequence=self._net.uses_sequence
+                self._rows.weight, torch.from_numpy(rows_N), batch, row_offsets, with_sequence=self._net.uses_sequence
             )
             probability_BT = self._net(inputs).float().sigmoid()
         result_BT = np.empty(tuple(probability_BT.shape), np.float32)
