@@ -29,9 +29,9 @@ CHILD_ENV = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONUNBUFFERED"
 
 
 def commands(run: RunConfig) -> dict[str, tuple[str, ...]]:
-    """Returns the processes of a run: without the blend worker where no weights are learned."""
-    learns = run.blender.learn.method != "off"
-    return {name: command for name, command in COMMANDS.items() if learns or name != "blender"}
+    """Returns the processes of a run: no blend worker where no weights are learned, no simulator without an address."""
+    is_wanted = {"blender": run.blender.learn.method != "off", "simulator": bool(run.monitor.simulator)}
+    return {name: command for name, command in COMMANDS.items() if is_wanted.get(name, True)}
 
 
 def check_config(run: RunConfig) -> None:

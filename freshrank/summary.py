@@ -29,9 +29,16 @@ def status_line(seconds: float, state: State | None, memory_bytes: int | None) -
 
 
 def run_report(
-    state: State, facts: ProbeFacts, *, started_ms: int, ended_ms: int, peak_memory_bytes: int | None, restarts: int
+    state: State,
+    facts: ProbeFacts | None,
+    *,
+    started_ms: int,
+    ended_ms: int,
+    peak_memory_bytes: int | None,
+    restarts: int,
 ) -> dict[str, Any]:
     """Returns `report.json`: the figures of a run, null for what was not measured."""
+    seen = facts or ProbeFacts()
     return {
         "seconds": (ended_ms - started_ms) / 1_000,
         "learned": learned(state, facts, started_ms),
@@ -40,12 +47,12 @@ def run_report(
         "tasks": state["quality"],
         "steps": whole(state["model"]["steps"]),
         "snapshots": whole(state["model"]["snapshots"]),
-        "versions": {"served": whole(state["model"]["version"]), "learned_own_click": facts.learned_version},
+        "versions": {"served": whole(state["model"]["version"]), "learned_own_click": seen.learned_version},
         "freshness_ms": {"p50": state["freshness"]["p50_ms"], "p99": state["freshness"]["p99_ms"],
                          "n": whole(state["freshness"]["n"])},
         "events_per_s": state["flow"]["events_per_s"],
         "lift": state["lift"],
-        "time_to_first_changed_ranking_s": times(since(facts.changed_ms, started_ms), 1e-3),
+        "time_to_first_changed_ranking_s": times(since(seen.changed_ms, started_ms), 1e-3),
         "memory_bytes": peak_memory_bytes,
         "restarts": restarts,
         "processes": {process["name"]: process for process in state["processes"]},
@@ -53,12 +60,15 @@ def run_report(
     }  # fmt: skip
 
 
-def learned(state: State, facts: ProbeFacts, started_ms: int) -> bool:
+def learned(state: State, facts: ProbeFacts | None, started_ms: int) -> bool:
     """Tells whether a ranking was really served by a snapshot trained from this run's own events.
 
     Two facts must agree: the ranker measured the freshness of actions (it scored a request with a version that was the
-    first to know them), and the probe, which clicked in this run, got a ranking from a version past its click.
+    first to know them), and the probe, which clicked in this run, got a ranking from a version past its click. Where no
+    users are simulated there is no probe, and the first fact must do.
     """
+    if facts is None:
+        return (state["freshness"]["n"] or 0) > 0
     is_own = facts.clicked_ms is not None and facts.clicked_ms >= started_ms
     return is_own and facts.learned_version is not None and (state["freshness"]["n"] or 0) > 0
 

@@ -123,15 +123,17 @@ class Watch:
         self._supervisor, self._started_ms = supervisor, started_ms
         self._monitor = httpx.Client(base_url=f"http://{run.monitor.host}:{run.monitor.port}", timeout=STATE_TIMEOUT_S)
         action = next(iter(run.schema.tasks.values())).action
-        self._probe = Probe(World(run.sim), action, f"http://{addresses(run.monitor.ranker)[0]}", PROBE_SIZE, now_ms)
+        ranker = f"http://{addresses(run.monitor.ranker)[0]}"
+        has_users = bool(run.monitor.simulator)  # without simulated users the run is left to those who come
+        self._probe = Probe(World(run.sim), action, ranker, PROBE_SIZE, now_ms) if has_users else None
         self._state: dict[str, Any] | None = None
         self._peak_bytes: int | None = None
         self._ended_ms = started_ms
 
     @property
-    def facts(self) -> ProbeFacts:
-        """What the probe has seen."""
-        return self._probe.facts
+    def facts(self) -> ProbeFacts | None:
+        """What the probe has seen; None where there are no simulated users, and so no probe."""
+        return None if self._probe is None else self._probe.facts
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Goes on until told to stop.
@@ -145,7 +147,8 @@ class Watch:
                 self.step()
                 time.sleep(max(0.0, 1.0 - (time.monotonic() - second_s)))
         finally:
-            self._probe.close()
+            if self._probe is not None:
+                self._probe.close()
             self._monitor.close()
 
     def step(self) -> None:
@@ -154,7 +157,8 @@ class Watch:
         for status in self._supervisor.status():
             if status.state == "ended" or status.num_restarts > MAX_RESTARTS:
                 raise launch.not_coming_back(status.name, status.exit_code, status.log_path)
-        self._probe.step()
+        if self._probe is not None:
+            self._probe.step()
         self._state = self._fetch() or self._state
         memory = resident_bytes(os.getpid())
         if memory is not None:
