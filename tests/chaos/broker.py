@@ -5,8 +5,9 @@ loses transaction markers when such a process is killed and restarted (KAFKA-207
 """
 
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,15 +39,26 @@ broker.session.timeout.ms=3000
 class Broker:
     """A controller and one broker on a folder of their own; the caller need not wait while the broker is away."""
 
-    def __init__(self, folder: Path, ports: tuple[int, int], kafka_home: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: tuple[int, int],
+        kafka_home: Path,
+        *,
+        host: str = HOST,
+        enter: Sequence[str] = (),
+    ) -> None:
         """Starts both; `ports` are the broker's and the controller's.
+
+        `host` is the address they listen on, `enter` what their command lines begin with, to run in another namespace.
 
         Raises:
             RuntimeError: one of them does not start.
         """
         self.kafka_home = kafka_home
+        self._enter = enter
         port, controller_port = ports
-        self.endpoint = f"{HOST}:{port}"
+        self.endpoint = f"{host}:{port}"
         self._folders = {"controller": folder / "controller", "broker": folder / "broker"}
         for node, (role, listener, own_port) in enumerate(
             (("controller", "CONTROLLER", controller_port), ("broker", "PLAINTEXT", port)), start=1
@@ -55,7 +67,7 @@ class Broker:
             home.mkdir(parents=True, exist_ok=True)
             (home / "server.properties").write_text(
                 _PROPERTIES.format(
-                    role=role, node=node, host=HOST, controller_port=controller_port,
+                    role=role, node=node, host=host, controller_port=controller_port,
                     listener=listener, port=own_port, folder=home.resolve(),
                 )
                 + LONE_BROKER
@@ -69,6 +81,14 @@ class Broker:
     def restart(self, *, pause_ms: float, is_hard: bool) -> None:
         """Ends the broker, by SIGKILL if `is_hard`, else SIGTERM, and starts it `pause_ms` later; returns at once."""
         self._coming = self._thread.submit(self._restart, self._coming.result(), pause_ms, is_hard)
+
+    def pause(self) -> None:
+        """Stops the broker in its tracks (SIGSTOP): connections stay, nothing is answered."""
+        os.kill(self._coming.result().pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on (SIGCONT)."""
+        os.kill(self._coming.result().pid, signal.SIGCONT)
 
     @property
     def is_up(self) -> bool:
@@ -118,7 +138,8 @@ class Broker:
             if not formatting.ends_within(_READY_TIMEOUT_S) or formatting.exit_code() != 0:
                 formatting.kill()
                 raise RuntimeError(f"cannot format {folder}: {formatting.last_words()} (log: {formatting.log_path})")
-        return Child([str(programs / "kafka-server-start.sh"), properties], folder / f"{role}.log", env)
+        argv = [*self._enter, str(programs / "kafka-server-start.sh"), properties]
+        return Child(argv, folder / f"{role}.log", env)
 
     def _answers(self, process: Child) -> Callable[[], bool]:
         client = AdminClient(
