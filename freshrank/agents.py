@@ -8,6 +8,7 @@ import click
 
 from freshrank.command import instance_option, run_options, stop_signal
 from freshrank.config import RunConfig
+from freshrank.health import Heartbeat
 from freshrank.places import addresses
 
 _logger = logging.getLogger(__name__)
@@ -28,9 +29,10 @@ def agents(run: RunConfig, instance: str | None) -> None:
     from freshrank.metrics import read_counters, serve_metrics
     from stream.agents import AgentCounters, run_agents
 
-    should_stop = stop_signal()
+    heartbeat = Heartbeat(stop_signal())
     counters = AgentCounters()
-    serve_metrics("agents", addresses(run.monitor.agents)[0], lambda: read_counters("agents", counters))
+    address = addresses(run.monitor.agents)[0]
+    serve_metrics("agents", address, lambda: read_counters("agents", counters), heartbeat.problem)
     _logger.info("Keeping sequences. length=%s", run.agents.sequence_length)
     with tempfile.TemporaryDirectory(prefix="freshrank-agents-") as folder:  # Faust wants one, and keeps nothing in it
         run_agents(
@@ -40,7 +42,7 @@ def agents(run: RunConfig, instance: str | None) -> None:
             run.schema,
             counters,
             Path(folder),
-            should_stop,
+            heartbeat.should_stop,
             instance_id=instance,
         )
     _logger.info("Stopped after the last write. events=%s", counters.events)

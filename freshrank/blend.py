@@ -9,6 +9,7 @@ import click
 
 from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
+from freshrank.health import Heartbeat
 from freshrank.places import addresses
 from freshrank.strict import ConfigError
 
@@ -46,7 +47,7 @@ def blend(run: RunConfig) -> None:
 
     if run.blender.learn.method == "off":
         raise ConfigError("blender.learn.method: off is not allowed here; name a method, reward_regression for one")
-    should_stop = stop_signal()
+    heartbeat = Heartbeat(stop_signal())
     torch.set_num_threads(1)  # the last bits depend on their number
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
@@ -65,9 +66,9 @@ def blend(run: RunConfig) -> None:
             )
             worker = BlendWorker(run.blender, production(run), parts)
             if run.monitor.blender:
-                serve_metrics("blender", addresses(run.monitor.blender)[0], lambda: readings(worker))
+                serve_metrics("blender", addresses(run.monitor.blender)[0], lambda: readings(worker), heartbeat.problem)
             _logger.info("Learning weights. method=%s", run.blender.learn.method)
-            worker.run(should_stop)
+            worker.run(heartbeat.should_stop)
             _logger.info("Stopped. outcomes=%s rounds=%s", worker.stats.outcomes, worker.stats.rounds)
         finally:
             dead_letters.flush(FLUSH_TIMEOUT_MS)

@@ -13,6 +13,7 @@ import click
 from freshrank.command import instance_option, now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
+from freshrank.health import Heartbeat
 from freshrank.places import addresses
 from freshrank.watchdog import Watchdog, end_process
 from stream.log import KafkaConfig
@@ -53,7 +54,7 @@ def join(run: RunConfig, instance: str | None) -> None:
         Timeline(run.schema, run.join.grace_ms, run.join.outcome_window_ms)
     except ValueError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from error
-    should_stop = stop_signal()
+    heartbeat = Heartbeat(stop_signal())
     topics = [topic_name(run.kafka, topic) for topic in (IMPRESSIONS, FEEDBACK)]
     group_id = run.kafka.topic_prefix + GROUP_ID
     check_retention(run)
@@ -66,9 +67,9 @@ def join(run: RunConfig, instance: str | None) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         joiner = Joiner(run.schema, run.join, member, producer, run.kafka, now_ms, spill)
-        serve_metrics("joiner", addresses(run.monitor.joiner)[0], lambda: readings(joiner))
+        serve_metrics("joiner", addresses(run.monitor.joiner)[0], lambda: readings(joiner), heartbeat.problem)
         _logger.info("Joining. schema=%s commit_interval_ms=%s", run.schema.schema_hash(), run.join.commit_interval_ms)
-        with Watchdog(should_stop, turn_limit_s(run.kafka), end_process) as watchdog:
+        with Watchdog(heartbeat.should_stop, turn_limit_s(run.kafka), end_process) as watchdog:
             joiner.run(watchdog.should_stop)
         _logger.info("Stopped after the last commit. commits=%s", joiner.num_commits)
     finally:

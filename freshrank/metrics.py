@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, cast, get_type_hints
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from freshrank.exits import CommandError, ExitCode
 from freshrank.field_docs import field_texts
+from freshrank.health import with_health
 
 MetricType = Literal["counter", "gauge", "histogram"]
 
@@ -227,15 +228,21 @@ def read_counters(area: str, counters: object) -> Iterator[Reading]:
             yield Reading(f"freshrank_{area}_{name}_total", value)
 
 
-def serve_metrics(area: str, address: str, read: Read) -> None:
-    """Answers `/metrics` at `host:port` from a thread of its own.
+def serve_metrics(area: str, address: str, read: Read, problem: Callable[[], str | None]) -> None:
+    """Answers `/metrics` and `/healthz` at `host:port` from a thread of its own.
+
+    Args:
+        area: Whose metrics.
+        address: Where it listens.
+        read: Reads them.
+        problem: Says in one line why the process is not well (HTTP 503); None while it is.
 
     Raises:
         CommandError: the port is taken.
     """
     host, _, port = address.rpartition(":")
     try:
-        start_http_server(int(port), host, registry(area, read))
+        server, _ = start_http_server(int(port), host, own)
     except OSError as error:
         sentence = f"Port {port} is taken or {host} is not this machine's; see monitor.{area}: {error.strerror}"
         raise CommandError(ExitCode.PORT_TAKEN, sentence) from error
@@ -250,11 +257,13 @@ def registry(area: str, read: Read) -> CollectorRegistry:
 
 
 def exposition(own: CollectorRegistry) -> tuple[bytes, str]:
+    own = registry(area, read)
     """Returns the body of an answer to `/metrics` and its content type."""
     return generate_latest(own), CONTENT_TYPE_LATEST
 
 
 class TableCollector(Collector):
+    server.set_app(with_health(make_wsgi_app(own), problem))
     """Turns readings into Prometheus families as the table declares them."""
 
     def __init__(self, area: str, read: Read) -> None:

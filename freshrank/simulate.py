@@ -9,6 +9,7 @@ import click
 
 from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
+from freshrank.health import Heartbeat
 from freshrank.places import addresses
 
 if TYPE_CHECKING:
@@ -53,12 +54,13 @@ def simulate(run: RunConfig, folder: Path | None, requests: int, seed: int | Non
     from sim.loop import Simulator
     from sim.world import World
 
-    should_stop = stop_signal()
+    heartbeat = Heartbeat(stop_signal())
     ranker_url = f"http://{addresses(run.monitor.ranker)[0]}"
     simulator = Simulator(World(config), config, ranker_url, now_ms=now_ms, rng=np.random.default_rng(config.seed))
-    serve_metrics("simulator", addresses(run.monitor.simulator)[0], lambda: readings(simulator))
+    address = addresses(run.monitor.simulator)[0]
+    serve_metrics("simulator", address, lambda: readings(simulator), heartbeat.problem)
     _logger.info("Users have come. ranker=%s seed=%s requests_per_s=%s", ranker_url, config.seed, config.requests_per_s)
-    simulator.run(should_stop)
+    simulator.run(heartbeat.should_stop)
     _logger.info("Users have left. requests=%s", simulator.counters.requests)
 
 

@@ -11,6 +11,7 @@ import click
 from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
+from freshrank.health import Heartbeat
 from freshrank.places import addresses
 from freshrank.strict import ConfigError
 
@@ -44,7 +45,7 @@ def train(run: RunConfig, threads: int) -> None:
     from model.trainer import Trainer, TrainerParts
     from stream import kafka_adapter
 
-    should_stop = stop_signal()
+    heartbeat = Heartbeat(stop_signal())
     torch.set_num_threads(threads)
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
@@ -66,9 +67,9 @@ def train(run: RunConfig, threads: int) -> None:
             config_hash=run.config_hash(),
             run_id=run_id,
         )
-        serve_metrics("trainer", addresses(run.monitor.trainer)[0], lambda: readings(trainer))
+        serve_metrics("trainer", addresses(run.monitor.trainer)[0], lambda: readings(trainer), heartbeat.problem)
         _logger.info("Training. model=%s run_id=%s checkpoints=%s", run.trainer.model_name, run_id, folder)
-        trainer.run(should_stop)
+        trainer.run(heartbeat.should_stop)
         saved = is_saved(trainer)
         _logger.info("Stopped after the last step. examples=%s steps=%s", trainer.stats.examples, trainer.stats.steps)
     finally:

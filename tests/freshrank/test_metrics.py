@@ -116,9 +116,9 @@ def test_metric_that_is_not_in_the_table_is_our_defect() -> None:
 
 def test_metrics_are_served_and_a_taken_port_is_a_sentence(free_port: Callable[[], int]) -> None:
     port = free_port()
-    serve_metrics("joiner", f"127.0.0.1:{port}", lambda: [Reading("freshrank_joiner_commits_total", 5)])
+    serve_metrics("joiner", f"127.0.0.1:{port}", lambda: [Reading("freshrank_joiner_commits_total", 5)], lambda: None)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         assert Scrape.parse(answer.read().decode()).value("freshrank_joiner_commits_total") == 5
     with pytest.raises(CommandError, match=f"Port {port} is taken") as caught:
-        serve_metrics("joiner", f"127.0.0.1:{port}", lambda: [])
+        serve_metrics("joiner", f"127.0.0.1:{port}", lambda: [], lambda: None)
     assert caught.value.code is ExitCode.PORT_TAKEN
