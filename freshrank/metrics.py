@@ -241,11 +241,13 @@ def serve_metrics(area: str, address: str, read: Read, problem: Callable[[], str
         CommandError: the port is taken.
     """
     host, _, port = address.rpartition(":")
+    own = registry(area, read)
     try:
         server, _ = start_http_server(int(port), host, own)
     except OSError as error:
         sentence = f"Port {port} is taken or {host} is not this machine's; see monitor.{area}: {error.strerror}"
         raise CommandError(ExitCode.PORT_TAKEN, sentence) from error
+    server.set_app(with_health(make_wsgi_app(own), problem))
 
 
 def registry(area: str, read: Read) -> CollectorRegistry:
@@ -257,13 +259,11 @@ def registry(area: str, read: Read) -> CollectorRegistry:
 
 
 def exposition(own: CollectorRegistry) -> tuple[bytes, str]:
-    own = registry(area, read)
     """Returns the body of an answer to `/metrics` and its content type."""
     return generate_latest(own), CONTENT_TYPE_LATEST
 
 
 class TableCollector(Collector):
-    server.set_app(with_health(make_wsgi_app(own), problem))
     """Turns readings into Prometheus families as the table declares them."""
 
     def __init__(self, area: str, read: Read) -> None:
