@@ -122,8 +122,8 @@ class ErrorResponse(msgspec.Struct):
 class HealthResponse(msgspec.Struct):
     """Answer of `GET /v1/health`."""
 
-    status: Literal["ready", "degraded"]
-    """`degraded`: it answers, but does without something."""
+    status: Literal["starting", "ready", "degraded"]
+    """`starting`, with HTTP 503: it has not asked for a snapshot yet; `degraded`: it does without something."""
     degraded: list[DegradedReason]
     """What it does without; empty when ready."""
 

@@ -41,7 +41,13 @@ ENDPOINTS = (
         FeedbackRequest | list[FeedbackRequest],
         {202: FeedbackResponse, 400: ErrorResponse, 413: ErrorResponse, 503: ErrorResponse},
     ),
-    Endpoint("get", "/v1/health", "Whether it answers, and what it has to do without.", None, {200: HealthResponse}),
+    Endpoint(
+        "get",
+        "/v1/health",
+        "Whether it answers, and what it has to do without.",
+        None,
+        {200: HealthResponse, 503: HealthResponse},
+    ),
     Endpoint("get", "/v1/model", "The version that serves, freshness and counters.", None, {200: ModelResponse}),
     Endpoint("get", "/metrics", "Metrics in the Prometheus text format.", None, {200: None}),
 )
@@ -84,7 +90,7 @@ STATUSES = {
     202: "On its way to the log.",
     400: "A field is not as it should be; the error names it.",
     413: "The body is too large.",
-    503: "The log's buffer is full: try again.",
+    503: "Not now: the log's buffer is full, or it is starting. Try again.",
 }
 
 

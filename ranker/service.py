@@ -16,7 +16,7 @@ from litestar import Litestar, Request, Response, get, post
 from litestar.exceptions import HTTPException
 
 from ranker.answer import Ranker
-from ranker.api import ErrorResponse
+from ranker.api import ErrorResponse, HealthResponse
 from ranker.blender_follow import BlenderWatcher
 from ranker.exceptions import BufferFullError, RequestError
 from ranker.openapi import openapi_document, openapi_page
@@ -66,6 +66,8 @@ def create_app(
 
     @get("/v1/health")
     async def health() -> Response[bytes]:
+        if not watcher.has_looked:
+            return _json(HealthResponse(status="starting", degraded=[]), 503)
         return _json(ranker.health())
 
     @get("/v1/model")

@@ -44,6 +44,8 @@ class SnapshotWatcher(WatchThread):
         self._follower = follower
         self._config = config
         self._stats = stats
+        self.has_looked = False
+        """Whether the store was asked at least once, whatever came of it: until then nobody knows what to serve."""
 
     def run(self) -> None:
         """Follows the store until `stop` is called."""
@@ -52,6 +54,7 @@ class SnapshotWatcher(WatchThread):
         while not self._stop.is_set():
             try:
                 self._follower.round()
+                self.has_looked = True
                 for announcement in self._store.announcements(after_id, self._config.block_ms):
                     after_id = announcement.id
                 backoff_ms = self._config.first_backoff_ms
@@ -64,5 +67,6 @@ class SnapshotWatcher(WatchThread):
                 logger.exception("The watcher failed, going on with what is held")
                 self._stats.watcher_failures += 1
             self._follower.is_current = False
+            self.has_looked = True
             self._stop.wait(backoff_ms / 1000)
             backoff_ms = min(2 * backoff_ms, self._config.max_backoff_ms)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,14 +11,15 @@ import httpx
 import pytest
 import redis
 
-from model.store import Lane, StoreConfig
+from model.snapshot import Manifest
+from model.store import Lane, MemorySnapshotStore, StoreConfig
 from model.store_redis import RedisSnapshotStore
 from ranker.blender_follow import BlenderFollower, BlenderWatcher
 from ranker.openapi import ENDPOINTS
 from ranker.request import RequestLimits
 from stream.codec import encode_sequence
 from stream.schema import Sequence
-from tests.ranker.given import ITEMS, Log, Parts, Trainer, body, parts, redis_process, served, wait_for
+from tests.ranker.given import DEADLINE_S, ITEMS, Log, Parts, Trainer, body, parts, redis_process, served, wait_for
 from tests.utility_blender.some_versions import some_version
 from utility_blender.blend import BlenderConfig
 from utility_blender.explore import ExploreConfig
@@ -92,10 +94,33 @@ def test_without_a_model_it_answers_in_input_order_and_is_better_as_soon_as_ther
     answer = client.rank()
     assert [item["id"] for item in answer["items"]] == ITEMS[:5]
     assert answer["degraded"] == ["no_model"] and answer["items"][0]["utility"] is None
+    wait_for(lambda: client.given.watcher.has_looked, "the store has been asked")
     assert client.get("/v1/health") == {"status": "degraded", "degraded": ["no_model"]}
     client.publish()
     assert client.rank()["degraded"] == []
     assert client.get("/v1/health") == {"status": "ready", "degraded": []}
+
+
+class SlowStore(MemorySnapshotStore):
+    """A store that answers when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
+
+    def pointer(self, lane: Lane = "canary") -> Manifest | None:
+        self.may_answer.wait(DEADLINE_S)
+        return super().pointer(lane)
+
+
+def test_a_new_ranker_is_starting_until_the_store_has_been_asked_and_answers_all_the_same() -> None:
+    store = SlowStore()
+    with serving(parts(store=store)) as client:
+        answer = client.http.get("/v1/health")
+        assert (answer.status_code, answer.json()) == (503, {"status": "starting", "degraded": []})
+        assert client.rank()["degraded"] == ["no_model", "snapshots"]
+        store.may_answer.set()
+        wait_for(lambda: client.http.get("/v1/health").status_code == 200, "it is ready")
 
 
 def test_freshness_is_from_the_action_to_the_first_request_scored_by_who_knows_it(client: Client) -> None:
