@@ -213,10 +213,10 @@ def serve(redis_url: str, preset: Preset) -> None:
     """Runs a ranker on one core until SIGTERM; prints its port as soon as it serves a model."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    stats, freshness, limits = RankerStats(), FreshnessRecorder(), RequestLimits()
+    now_ms = lambda: time.time_ns() // 1_000_000  # noqa: E731
+    stats, freshness, limits = RankerStats(), FreshnessRecorder(now_ms), RequestLimits()
     store = RedisSnapshotStore(redis_url, f"bench-{preset}")
     follower = SnapshotFollower(store, SCHEMA, stats, freshness)
-    now_ms = lambda: time.time_ns() // 1_000_000  # noqa: E731
     blender = Blender(tuple(SCHEMA.tasks), SCHEMA.scenarios, BLENDER)
     ranker = Ranker(
         decoder=RequestDecoder(SCHEMA, limits, stats),
@@ -309,7 +309,7 @@ def in_process(
 ) -> tuple[list[float], list[float]]:
     """Returns ms per request without HTTP and Redis: from body to encoded answer and impression; and scoring alone."""
     follower = SnapshotFollower(
-        RedisSnapshotStore(redis_url, f"bench-{preset}"), SCHEMA, RankerStats(), FreshnessRecorder()
+        RedisSnapshotStore(redis_url, f"bench-{preset}"), SCHEMA, RankerStats(), FreshnessRecorder(lambda: 0)
     )
     follower.round()
     live = follower.live

@@ -189,7 +189,7 @@ def follow(url: str) -> None:
     """Follows the store as a ranker does, and prints each version and when it was served."""
     torch.set_num_threads(1)
     store = RedisSnapshotStore(url, "main")
-    follower = SnapshotFollower(store, SCHEMA, RankerStats(), FreshnessRecorder())
+    follower = SnapshotFollower(store, SCHEMA, RankerStats(), FreshnessRecorder(lambda: 0))
     last_id = FIRST_ANNOUNCEMENT
     while True:
         for announcement in store.announcements(last_id, block_ms=1_000):

@@ -34,7 +34,7 @@ class LogExampleSource:
     def poll(self, max_messages: int, timeout_ms: int) -> list[ExampleMessage]:
         """Returns what is there, after `timeout_ms` at the latest."""
         found = self._reader.poll(max_messages, timeout_ms)
-        return [ExampleMessage(message.partition, message.offset, message.value) for message in found]
+        return [ExampleMessage(one.partition, one.offset, one.value, one.timestamp_ms) for one in found]
 
     def finished(self) -> Collection[int]:
         """Returns nothing: a live log has no end."""

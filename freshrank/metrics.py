@@ -40,12 +40,13 @@ class Reading(NamedTuple):
 
 
 class Buckets(NamedTuple):
-    """A histogram now: counts by bucket, the last one open-ended, and the sum of all values."""
+    """A histogram now: counts by bucket, the last one open-ended, and the sum of all values; `labels` as its row's."""
 
     name: str
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     total: float
+    labels: tuple[str, ...] = ()
 
 
 Read = Callable[[], Iterable[Reading | Buckets]]
@@ -149,6 +150,18 @@ OTHERS = (
         "From an action to the first request scored by a version that had learned it.",
     ),
     MetricRow(
+        "freshrank_ranker_freshness_stage_seconds",
+        "histogram",
+        ("stage",),
+        "Its parts, which add up to it, by what ends them: `joined`, `trained`, `published`, `applied`, `served`.",
+    ),
+    MetricRow(
+        "freshrank_ranker_freshness_negative_total",
+        "counter",
+        ("stage",),
+        "Stages counted as 0 because the clocks of two machines made them negative.",
+    ),
+    MetricRow(
         "freshrank_ranker_freshness_quantile_seconds", "gauge", ("quantile",), "The same, newest 10,000 actions."
     ),
     MetricRow(
@@ -171,6 +184,9 @@ OTHERS = (
         "Lift of the last candidate over the weights in service, off-policy, as a share of their value; bound is "
         "`estimate` or `lower` (95 %).",
     ),
+    MetricRow("freshrank_simulator_rate_requests", "gauge", (), "Mean rate of the arrivals now, per second."),
+    MetricRow("freshrank_simulator_bots_ratio", "gauge", (), "Share of the requests that are bots' now."),
+    MetricRow("freshrank_simulator_open_ratio", "gauge", ("scenario",), "1 for a scenario that has come up, else 0."),
     MetricRow(
         "freshrank_simulator_utility_ratio",
         "gauge",
@@ -263,6 +279,14 @@ def exposition(own: CollectorRegistry) -> tuple[bytes, str]:
     return generate_latest(own), CONTENT_TYPE_LATEST
 
 
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+_FAMILIES: Mapping[MetricType, type[Family]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
 class TableCollector(Collector):
     """Turns readings into Prometheus families as the table declares them."""
 
@@ -273,16 +297,18 @@ class TableCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yields one family per metric that has a reading."""
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        families: dict[str, Family] = {}
         for reading in self._read():
             row = self._rows[reading.name]
-            if isinstance(reading, Buckets):
-                yield _histogram(row, reading)
-                continue
             if row.name not in families:
-                family = CounterMetricFamily if row.type == "counter" else GaugeMetricFamily
-                families[row.name] = family(row.name, row.help, labels=row.labels)
-            families[row.name].add_metric(reading.labels, reading.value)
+                families[row.name] = _FAMILIES[row.type](row.name, row.help, labels=row.labels)
+            family = families[row.name]
+            if isinstance(family, HistogramMetricFamily):
+                assert isinstance(reading, Buckets), f"{row.name} is a histogram"
+                family.add_metric(reading.labels, _cumulative(reading), reading.total)
+            else:
+                assert isinstance(reading, Reading), f"{row.name} is no histogram"
+                family.add_metric(reading.labels, reading.value)
         yield from families.values()
 
     def describe(self) -> Iterable[Metric]:
@@ -290,10 +316,9 @@ class TableCollector(Collector):
         return []
 
 
-def _histogram(row: MetricRow, read: Buckets) -> HistogramMetricFamily:
+def _cumulative(read: Buckets) -> list[tuple[str, float]]:
     names = [*(f"{bound:g}" for bound in read.bounds), "+Inf"]
-    buckets = list(zip(names, itertools.accumulate(map(float, read.counts)), strict=True))
-    return HistogramMetricFamily(row.name, row.help, buckets=buckets, sum_value=read.total)
+    return list(zip(names, itertools.accumulate(map(float, read.counts)), strict=True))
 
 
 def _owner(area: str) -> type:

@@ -92,7 +92,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     from stream import kafka_adapter
     from utility_blender.blend import Blender
 
-    stats, freshness = RankerStats(), FreshnessRecorder()
+    stats, freshness = RankerStats(), FreshnessRecorder(now_ms)
     try:
         blender = Blender(list(run.schema.tasks), run.schema.scenarios, run.blender)
     except ValueError as error:
@@ -136,9 +136,13 @@ def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
         yield Reading("freshrank_ranker_churn_ratio", churn.rbo, ("rbo",))
     for (scenario, task), psi in ranker.score_shift.psi.items():
         yield Reading("freshrank_ranker_score_shift_ratio", psi, (task, scenario))
-    for name, histogram in (
-        ("freshrank_ranker_freshness_seconds", ranker.freshness.histogram),
-        ("freshrank_ranker_latency_seconds", ranker.stats.latency_ms),
+    fresh = ranker.freshness
+    for stage, count in fresh.negative.items():
+        yield Reading("freshrank_ranker_freshness_negative_total", count, (stage,))
+    for name, labels, histogram in (
+        ("freshrank_ranker_freshness_seconds", (), fresh.histogram),
+        *(("freshrank_ranker_freshness_stage_seconds", (stage,), found) for stage, found in fresh.stages.items()),
+        ("freshrank_ranker_latency_seconds", (), ranker.stats.latency_ms),
     ):
         bounds_s = tuple(bound / 1_000 for bound in histogram.bounds)
-        yield Buckets(name, bounds_s, tuple(histogram.counts), histogram.total / 1_000)
+        yield Buckets(name, bounds_s, tuple(histogram.counts), histogram.total / 1_000, labels)

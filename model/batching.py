@@ -32,6 +32,8 @@ class Part:
     """How long after an impression all its labels are out."""
     arrived_ms: int
     """Processing time."""
+    written_ms: int = -1
+    """When the joiner wrote the message; -1 unknown."""
     rows: TrainRows | None
     """None: a message that teaches nothing (dead letter, no rows); it only moves the position."""
     after: Position

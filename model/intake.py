@@ -82,6 +82,7 @@ class Intake:
             watermark_ms=watermark_ms,
             settle_ms=settle_ms,
             arrived_ms=self._now_ms(),
+            written_ms=message.written_ms,
             rows=rows,
             after=Position(message.offset + 1),
         )

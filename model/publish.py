@@ -6,16 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from model.calibrator import Pairs
 from model.canary import Canary
 from model.exceptions import SnapshotGapError, StaleEpochError, StoreError, StoreUnavailableError
+from model.feedback_sample import FeedbackSample
 from model.gate import PublishGate
 from model.gate_report import blocked, sentence
-from model.metrics import Int64Array
 from model.progressive import Report
-from model.snapshot import MAX_FEEDBACK_TIMES, Manifest, encode_payload, payload_sha256
+from model.snapshot import Manifest, encode_payload, payload_sha256
 from model.store import SnapshotStore, stale_epoch
 from model.trained_model import TrainedModel
 
@@ -68,31 +66,6 @@ class PublishStats:
     """Embedding rows in it."""
     last_ms: int = 0
     """How long the last successful publish kept the trainer from training."""
-
-
-class FeedbackSample:
-    """Event times of feedback learned since the last version that went live: evenly thinned, never unbounded."""
-
-    _ROOM = 16 * MAX_FEEDBACK_TIMES
-
-    def __init__(self) -> None:
-        self._times: Int64Array = np.empty(0, np.int64)
-
-    def add(self, feedback_ms: Int64Array) -> None:
-        """Takes event times in."""
-        self._times = np.concatenate([self._times, feedback_ms])
-        if len(self._times) > self._ROOM:
-            self._times = self._times[::2]
-
-    def times(self) -> list[int]:
-        """Returns at most `MAX_FEEDBACK_TIMES` of them."""
-        num_kept = min(len(self._times), MAX_FEEDBACK_TIMES)
-        kept = self._times[np.linspace(0, len(self._times) - 1, num_kept).astype(np.int64)]
-        return [int(time_ms) for time_ms in kept]
-
-    def clear(self) -> None:
-        """Starts anew: those times belong to a live version now."""
-        self._times = self._times[:0]
 
 
 class Publisher:
@@ -178,6 +151,7 @@ class Publisher:
         num_rows = self._candidate_rows = len(tensors["rows.keys"])
         # Every candidate has a number of its own, so that no key of the store is ever written twice.
         self._version += 1
+        event_ms, joined_ms, trained_ms = self.feedback.stamps().T.tolist()
         manifest = Manifest(
             **{name: getattr(self._identity, name) for name in Identity.__dataclass_fields__},
             scenarios=list(model.registry.names),
@@ -193,7 +167,9 @@ class Publisher:
             payload_sha256=payload_sha256(payload),
             payload_bytes=len(payload),
             epoch=self.stats.epoch,
-            feedback_ms=self.feedback.times(),
+            feedback_ms=event_ms,
+            feedback_joined_ms=joined_ms,
+            feedback_trained_ms=trained_ms,
             calibration=progress.calibration,
         )
         self._store.put(manifest, payload)  # 1, 2

@@ -52,7 +52,13 @@ def roll_back_to(
     epoch = store.next_epoch()  # from here on the trainer that runs publishes no more
     denied = store.denied()
     manifest = msgspec.structs.replace(
-        fulls[target], version=store.last_version() + 1, epoch=epoch, created_ms=now_ms, feedback_ms=[]
+        fulls[target],
+        version=store.last_version() + 1,
+        epoch=epoch,
+        created_ms=now_ms,
+        feedback_ms=[],
+        feedback_joined_ms=[],
+        feedback_trained_ms=[],
     )
     rollback = Rollback(
         version=manifest.version,

@@ -40,7 +40,7 @@ _DTYPES = {
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a snapshot is, where it comes from, how to check its payload. Times are event time but for `created_ms`."""
+    """What a snapshot is, where it comes from, how to check its payload. Times are event time unless said otherwise."""
 
     model: str
     """Name of the model line; versions count within it."""
@@ -76,6 +76,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     feedback_ms: list[int] = []
     """Event times of feedback that this version is the first to have learned, of tasks that learn it as it comes
     (policy `eager`): at most `MAX_FEEDBACK_TIMES` of them."""
+    feedback_joined_ms: list[int] = []
+    """Processing time at which the joiner wrote each of them to `examples`; -1 unknown. Empty: nobody noted it."""
+    feedback_trained_ms: list[int] = []
+    """Processing time at which each of them had been learned. Empty: nobody noted it."""
     run_id: str = ""
     """Of the run that trained it."""
     calibration: dict[str, dict[str, tuple[float, float]]] = {}
@@ -149,6 +153,9 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SnapshotManifestError(
             f"manifest: base_version {manifest.base_version} of delta {manifest.version} is not allowed; an earlier one"
         )
+    for name in ("feedback_joined_ms", "feedback_trained_ms"):
+        if len(getattr(manifest, name)) not in (0, len(manifest.feedback_ms)):
+            raise SnapshotManifestError(f"manifest: {name} is not allowed; one entry for each of feedback_ms, or none")
     for scenario, by_task in manifest.calibration.items():
         for task, (slope, offset) in by_task.items():
             if not (math.isfinite(slope) and slope > 0 and math.isfinite(offset)):

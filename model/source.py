@@ -10,6 +10,8 @@ class ExampleMessage(NamedTuple):
     partition: int
     offset: int
     value: bytes
+    written_ms: int = -1
+    """When it was written to the log, by the writer's clock or the broker's; -1 unknown."""
 
 
 class ExampleSource(Protocol):

@@ -313,7 +313,9 @@ class Trainer:
             self._count_delayed(report, parts)
         if self._publisher is not None:
             feedback_ms_BE = rows.feedback_ms_BT[:, self._eager_T]
-            self._publisher.feedback.add(feedback_ms_BE[feedback_ms_BE >= 0])
+            row_N, task_N = np.nonzero(feedback_ms_BE >= 0)
+            written_ms_B = np.repeat([part.written_ms for part in parts], [part.num_rows for part in parts])
+            self._publisher.feedback.add(feedback_ms_BE[row_N, task_N], written_ms_B[row_N], self._now_ms())
         self._count_unknown(rows)
 
     def _observe(self, rows: TrainRows, batch: EncodedBatch, logit_BT: npt.NDArray[np.float32]) -> None:

@@ -149,7 +149,7 @@ class SnapshotFollower:
             self._refuse(error)
             return False
         for manifest in self._newly_measured(reached.manifest):
-            self._freshness.arrived(reached.manifest.version, manifest.feedback_ms)
+            self._freshness.arrived(reached.manifest.version, manifest)
         self._measured_version = reached.manifest.version
         held, self.live = self.live, reached
         self._stats.snapshots_applied += 1

@@ -3,6 +3,10 @@
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 LATENCY_BOUNDS_MS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0, 250.0, 1000.0)
 """Upper ends of the latency buckets; one more is open-ended."""
@@ -33,11 +37,21 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def observe_all(self, values: NDArray[Any]) -> None:
+        """Adds several values at once."""
+        buckets, counts = np.unique(np.searchsorted(self.bounds, values), return_counts=True)
+        for bucket, count in zip(buckets.tolist(), counts.tolist(), strict=True):
+            self.counts[bucket] += count
+        self.total += float(values.sum())
+
 
 @dataclass(slots=True)
 class RankerStats:
     """Counters since the start. Written by the event loop and the watcher's thread, each field by one of them only."""
 
+    turned_away: Counter[str] = field(default_factory=Counter)
+    """Requests turned away before they were looked at, by reason: `token`, `origin` (a page of another address),
+    `encoding`, `rate`, `size`, `slow` (the body did not come), `busy` (too many at once)."""
     requests: int = 0
     """Rank requests that were answered."""
     requests_refused: int = 0

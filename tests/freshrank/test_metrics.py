@@ -109,6 +109,20 @@ def test_histogram_is_cumulative_and_ends_at_infinity() -> None:
     assert (scrape.value(f"{name}_count"), scrape.value(f"{name}_sum")) == (7, 0.5)
 
 
+def test_histogram_by_label_is_one_family() -> None:
+    name = "freshrank_ranker_freshness_stage_seconds"
+    read = [
+        Buckets(name, (0.1, 1.0), (2, 1, 0), 0.7, ("joined",)),
+        Buckets(name, (0.1, 1.0), (0, 0, 3), 9.0, ("served",)),
+    ]
+    body = exposition(registry("ranker", lambda: read))[0].decode()
+    assert body.count(f"# TYPE {name} histogram") == 1
+    scrape = Scrape.parse(body)
+    assert [scrape.value(f"{name}_bucket", bound, "joined") for bound in ("0.1", "1", "+Inf")] == [2, 3, 3]
+    assert [scrape.value(f"{name}_bucket", bound, "served") for bound in ("0.1", "1", "+Inf")] == [0, 0, 3]
+    assert (scrape.value(f"{name}_count", "served"), scrape.value(f"{name}_sum", "served")) == (3, 9.0)
+
+
 def test_metric_that_is_not_in_the_table_is_our_defect() -> None:
     with pytest.raises(KeyError, match="freshrank_joiner_surprise_total"):
         exposition(registry("joiner", lambda: [Reading("freshrank_joiner_surprise_total", 1)]))

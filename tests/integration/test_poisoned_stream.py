@@ -43,7 +43,7 @@ class Ranker:
 
     def __init__(self, store: RedisSnapshotStore) -> None:
         self.stats = RankerStats()
-        self.follower = SnapshotFollower(store, SCHEMA, self.stats, FreshnessRecorder())
+        self.follower = SnapshotFollower(store, SCHEMA, self.stats, FreshnessRecorder(lambda: 0))
         self._watcher = SnapshotWatcher(store, self.follower, WatcherConfig(block_ms=200), self.stats)
         self._is_over = threading.Event()
         self._asker = threading.Thread(target=self._ask)

@@ -12,9 +12,9 @@ from model.gate import PublishGate
 from model.gate_config import GateConfig
 from model.labels import LabelBatch
 from model.learner import Learner
-from model.publish import FeedbackSample, Identity, Progress, Publisher, PublishStats
+from model.publish import Identity, Progress, Publisher, PublishStats
 from model.serving import ServingModel
-from model.snapshot import MAX_FEEDBACK_TIMES, Manifest, open_snapshot
+from model.snapshot import Manifest, open_snapshot
 from model.store import MemorySnapshotStore, SnapshotStore, StoreConfig, chain_to
 from model.trained_model import TrainedModel
 from tests.model.example_log import MODEL, SCHEMA, Clock, partition_log
@@ -122,7 +122,7 @@ def test_the_steps_come_in_their_order() -> None:
 
 def test_a_manifest_says_what_the_snapshot_is() -> None:
     bench = Bench()
-    bench.publisher.feedback.add(np.array([5, 7]))
+    bench.publisher.feedback.add(np.array([5, 7]), np.array([8, -1]), 9)
     manifest = bench.publish()
     assert manifest is not None
     assert manifest == bench.store.pointer()
@@ -131,7 +131,8 @@ def test_a_manifest_says_what_the_snapshot_is() -> None:
     assert (manifest.run_id, manifest.config_hash, manifest.feedback_ms) == ("run", "c", [5, 7])
     second = bench.publish()
     assert second is not None
-    assert second.feedback_ms == [], "each feedback is new once"
+    assert (manifest.feedback_joined_ms, manifest.feedback_trained_ms) == ([8, -1], [9, 9])
+    assert second.feedback_ms == second.feedback_joined_ms == [], "each feedback is new once"
 
 
 @pytest.mark.parametrize("step", ["payload", "manifest", "pointer"])
@@ -276,18 +277,3 @@ def test_a_refused_delta_is_followed_by_a_full_one() -> None:
     assert full is not None
     assert full.kind == "full"
     bench.assert_live_is_the_learner()
-
-
-def test_the_sample_of_feedback_times_is_bounded_and_spread_out() -> None:
-    sample = FeedbackSample()
-    sample.add(np.arange(10))
-    assert sample.times() == list(range(10))
-    for start in range(0, 100_000, 1_000):
-        sample.add(np.arange(start, start + 1_000))
-    times = sample.times()
-    assert len(times) == MAX_FEEDBACK_TIMES
-    assert times == sorted(times)
-    assert times[-1] == 99_999
-    assert len(sample._times) <= FeedbackSample._ROOM
-    sample.clear()
-    assert sample.times() == []

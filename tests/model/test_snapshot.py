@@ -93,8 +93,21 @@ def test_a_type_that_snapshots_do_not_hold_is_refused() -> None:
 
 
 def test_a_manifest_survives_the_wire() -> None:
-    manifest = manifest_of(PAYLOAD)
+    manifest = manifest_of(PAYLOAD, feedback_joined_ms=[3, -1], feedback_trained_ms=[4, 4])
     assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+def test_manifest_of_an_older_trainer_can_be_read() -> None:
+    fields = msgspec.json.decode(encode_manifest(manifest_of(PAYLOAD)))
+    for name in ("feedback_joined_ms", "feedback_trained_ms"):
+        del fields[name]
+    manifest = decode_manifest(msgspec.json.encode(fields))
+    assert (manifest.feedback_ms, manifest.feedback_joined_ms, manifest.feedback_trained_ms) == ([1, 2], [], [])
+
+
+def test_stamps_of_a_manifest_belong_to_its_feedback() -> None:
+    with pytest.raises(SnapshotManifestError, match="feedback_joined_ms is not allowed; one entry for each"):
+        decode_manifest(encode_manifest(manifest_of(PAYLOAD, feedback_joined_ms=[3])))
 
 
 @pytest.mark.parametrize(

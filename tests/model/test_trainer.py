@@ -162,6 +162,11 @@ def test_the_last_snapshot_scores_as_the_learner_does_and_says_what_it_knows() -
     learned = {int(ms) for one in decoded for ms in one.rows.feedback_ms_BT.ravel() if ms >= 0}
     sampled = [ms for version in store.versions() for ms in (store.manifest(version) or live).feedback_ms]
     assert set(sampled) == learned, "each positive's time is in exactly the version that learned it first"
+    for version in store.versions():
+        manifest = store.manifest(version) or live
+        assert manifest.feedback_joined_ms == [-1] * len(manifest.feedback_ms), "this source does not say when"
+        assert all(ms <= manifest.created_ms for ms in manifest.feedback_trained_ms)
+        assert len(manifest.feedback_trained_ms) == len(manifest.feedback_ms)
     model: ServingModel | None = None
     for manifest in chain_to(store, live):
         tensors = open_snapshot(manifest, store.payload(manifest.version), schema_hash=SCHEMA.schema_hash())

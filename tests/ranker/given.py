@@ -237,7 +237,7 @@ def parts(
 ) -> Parts:
     """Returns a ranker; without `redis_url` users have no sequences."""
     store, log, limits, clock = store or MemorySnapshotStore(), log or Log(), limits or RequestLimits(), Clock()
-    stats, freshness = RankerStats(), FreshnessRecorder()
+    stats, freshness = RankerStats(), FreshnessRecorder(clock)
     blending = Blender(tuple(schema.tasks), schema.scenarios, blender)
     follower = SnapshotFollower(store, schema, stats, freshness)
     numbers = iter(range(10**9))

@@ -25,7 +25,7 @@ class Given:
         self.store = MemorySnapshotStore()
         self.trainer = Trainer(self.store)
         self.stats = RankerStats()
-        self.freshness = FreshnessRecorder()
+        self.freshness = FreshnessRecorder(lambda: 5_000)
         self.follower = SnapshotFollower(self.store, SCHEMA, self.stats, self.freshness)
 
     @property

@@ -27,7 +27,7 @@ WEIGHTS = Blender(tuple(SCHEMA.tasks), SCHEMA.scenarios, BLENDER)
 def versions(number: int) -> tuple[Trainer, list[LiveModel]]:
     store = MemorySnapshotStore()
     trainer, lives = Trainer(store), []
-    follower = SnapshotFollower(store, SCHEMA, RankerStats(), FreshnessRecorder())
+    follower = SnapshotFollower(store, SCHEMA, RankerStats(), FreshnessRecorder(lambda: 0))
     for _ in range(number):
         for _ in range(5):
             trainer.learn()
