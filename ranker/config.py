@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from model.store import Lane
+from ranker.door import DoorConfig
 from ranker.request import RequestLimits
 from ranker.sequences import SequenceConfig
 from ranker.server import ServerConfig
@@ -16,6 +17,8 @@ class RankerConfig:
 
     server: ServerConfig = field(default_factory=ServerConfig)
     """Where it listens, and how it stops."""
+    door: DoorConfig = field(default_factory=DoorConfig)
+    """Who may come in, and how much they may ask for."""
     limits: RequestLimits = field(default_factory=RequestLimits)
     """What a request may ask for."""
     sequence: SequenceConfig = field(default_factory=SequenceConfig)

@@ -3,7 +3,8 @@
 RankerError
 |- RequestError              HTTP 400 and a counter; the text names the field and what is allowed
 |- BufferFullError           HTTP 503 and a counter: the log is down for long, or too slow
-`- PortTakenError            choose another port, or stop what listens there
+|- PortTakenError            choose another port, or stop what listens there
+`- TlsFileError              correct the file of `ranker.server.tls` that it names
 """
 
 
@@ -21,3 +22,7 @@ class BufferFullError(RankerError):
 
 class PortTakenError(RankerError):
     """The port to listen on belongs to another process, or may not be opened."""
+
+
+class TlsFileError(RankerError):
+    """A certificate or key that cannot be used; the text names the setting."""

@@ -1,5 +1,7 @@
 """The OpenAPI document, made from the structs of `ranker.api`, and a page that shows it without outside assets."""
 
+import base64
+import hashlib
 import html
 from typing import Any, NamedTuple
 
@@ -26,20 +28,24 @@ class Endpoint(NamedTuple):
     answers: dict[int, Any]
 
 
+GUARDED: dict[int, Any] = dict.fromkeys((401, 403, 415, 429), ErrorResponse)
+"""What the door answers, see `ranker.door`."""
+TAKES_BODY = dict.fromkeys((400, 401, 403, 408, 413, 415, 429, 503), ErrorResponse)
+
 ENDPOINTS = (
     Endpoint(
         "post",
         "/v1/rank",
         "Order candidates for a user and log the slate as shown.",
         RankRequest,
-        {200: RankResponse, 400: ErrorResponse, 413: ErrorResponse},
+        {200: RankResponse} | TAKES_BODY,
     ),
     Endpoint(
         "post",
         "/v1/feedback",
         "Hand in what users did: one action, or a list of them.",
         FeedbackRequest | list[FeedbackRequest],
-        {202: FeedbackResponse, 400: ErrorResponse, 413: ErrorResponse, 503: ErrorResponse},
+        {202: FeedbackResponse} | TAKES_BODY,
     ),
     Endpoint(
         "get",
@@ -48,8 +54,10 @@ ENDPOINTS = (
         None,
         {200: HealthResponse, 503: HealthResponse},
     ),
-    Endpoint("get", "/v1/model", "The version that serves, freshness and counters.", None, {200: ModelResponse}),
-    Endpoint("get", "/metrics", "Metrics in the Prometheus text format.", None, {200: None}),
+    Endpoint(
+        "get", "/v1/model", "The version that serves, freshness and counters.", None, {200: ModelResponse} | GUARDED
+    ),
+    Endpoint("get", "/metrics", "Metrics in the Prometheus text format.", None, {200: None} | GUARDED),
 )
 
 
@@ -80,8 +88,12 @@ def openapi_document(version: str) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "freshrank ranker", "version": version},
+        "security": [{"token": []}],
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -111,7 +123,7 @@ def openapi_page(document: dict[str, Any]) -> str:
             need = "required" if field in schema.get("required", ()) else "optional"
             parts.append(f"<tr><td><code>{field}</code><td>{_type_name(kind)}<td>{need}</tr>")
         parts.append("</table>")
-    return _PAGE.format(title=html.escape(document["info"]["title"]), content="\n".join(parts))
+    return _PAGE.format(style=_STYLE, title=html.escape(document["info"]["title"]), content="\n".join(parts))
 
 
 def _type_name(schema: dict[str, Any]) -> str:
@@ -130,13 +142,18 @@ def _type_name(schema: dict[str, Any]) -> str:
     return str(schema.get("type", "any value"))
 
 
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem }
+code { font-size: 14px } td { padding: 0 1rem 0 0; vertical-align: top }
+"""
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+PAGE_POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'"
+"""Content-Security-Policy of the page: its own style and nothing else."""
+
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem }}
-code {{ font-size: 14px }} td {{ padding: 0 1rem 0 0; vertical-align: top }}
-</style>
+<style>{style}</style>
 <h1>{title}</h1><p>The same as <a href="/openapi.json">OpenAPI JSON</a>.</p>
 {content}
 """

@@ -1,16 +1,67 @@
 """Runs the app under uvicorn: one process, one event loop, stops cleanly on SIGTERM and SIGINT."""
 
+import asyncio
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ranker.exceptions import PortTakenError
+from ranker.exceptions import PortTakenError, TlsFileError
+
+HEAD_TIMEOUT_S = 10.0
+"""How long a connection may be without a whole request head before it is closed."""
+MAX_HEAD_BYTES = 32_768
+HEADERS = (("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"), ("x-frame-options", "DENY"))
+"""Go with every answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """HTTPS instead of HTTP. Files in PEM, read at the start."""
+
+    certificate_file: str = ""
+    """The server's certificate, with those between it and its authority; empty: HTTP."""
+    key_file: str = ""
+    """The certificate's key, without a password; readable by this user alone."""
+    client_ca_file: str = ""
+    """Authorities of which every client must show a certificate; empty: clients need none."""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate_file) != bool(self.key_file):
+            lacking = "key_file" if self.certificate_file else "certificate_file"
+            raise ValueError(f"{lacking}: is missing; a certificate and its key go together")
+        if self.client_ca_file and not self.certificate_file:
+            raise ValueError("client_ca_file: is not allowed without certificate_file")
+
+    def context(self) -> ssl.SSLContext | None:
+        """Returns what the server speaks TLS with; None without a certificate.
+
+        Raises:
+            TlsFileError: a file cannot be used.
+        """
+        if not self.certificate_file:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # TLS 1.2 and later
+        try:
+            context.load_cert_chain(
+                self.certificate_file, self.key_file, password=lambda: ""
+            )  # never asks on a terminal
+        except (OSError, ValueError) as error:
+            raise TlsFileError(f"tls.certificate_file, tls.key_file: cannot be used: {error}") from error
+        if self.client_ca_file:
+            try:
+                context.load_verify_locations(self.client_ca_file)
+            except OSError as error:
+                raise TlsFileError(f"tls.client_ca_file: cannot be used: {error}") from error
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +74,18 @@ class ServerConfig:
     """Port to listen on, 0 to 65535; 0 takes a free one."""
     shutdown_timeout_s: int = 5
     """Seconds that requests in progress get to finish at the end; at least 1."""
+    max_connections: int = 1_000
+    """Connections at once; further ones are closed at once. At least 1."""
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    """HTTPS instead of HTTP."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: {self.port} is not allowed; 0 to 65535")
         if self.shutdown_timeout_s < 1:
             raise ValueError(f"shutdown_timeout_s: {self.shutdown_timeout_s} is not allowed; at least 1")
+        if self.max_connections < 1:
+            raise ValueError(f"max_connections: {self.max_connections} is not allowed; at least 1")
 
 
 class HttpServer:
@@ -36,21 +93,32 @@ class HttpServer:
 
     Raises:
         PortTakenError: the address cannot be listened on.
+        TlsFileError: its certificate or key cannot be used.
     """
 
-    def __init__(self, app: Any, config: ServerConfig) -> None:
+    def __init__(self, app: Any, config: ServerConfig, *, content_policy: str = "default-src 'none'") -> None:
+        """Listens. `content_policy` says what the app's pages may load; nobody may show them in a frame."""
+        tls = config.tls.context()
         self._socket = _listen(config.host, config.port)
         self.host: str = config.host
         self.port: int = self._socket.getsockname()[1]
         """Where it really listens."""
+        self.scheme: str = "https" if tls else "http"
+        policy = f"{content_policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=type("Connection", (PatientProtocol,), {"max_connections": config.max_connections}),
                 log_config=None,  # logging is set up once, by whoever started the process
                 access_log=False,  # per-request facts are counters
                 lifespan="on",
                 ws="none",
+                proxy_headers=False,  # a client could claim any address
+                server_header=False,
+                headers=[*HEADERS, ("content-security-policy", policy)],
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_graceful_shutdown=config.shutdown_timeout_s,
+                ssl_context_factory=(lambda *_: tls) if tls else None,
             )
         )
 
@@ -67,6 +135,46 @@ class HttpServer:
     def is_serving(self) -> bool:
         """Whether requests are being answered."""
         return self._server.started
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's connection with two limits that it lacks: on their number, and on the wait for a request's head.
+
+    uvicorn itself closes a connection that is idle after an answer, but waits for ever for a first request, and for the
+    rest of a head that has begun. A body that nobody reads any more is under the same limit.
+    """
+
+    max_connections = 1_000
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            transport.abort()
+        else:
+            self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watching()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def _stop_watching(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 def _listen(host: str, port: int) -> socket.socket:

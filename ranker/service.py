@@ -18,9 +18,11 @@ from litestar.exceptions import HTTPException
 from ranker.answer import Ranker
 from ranker.api import ErrorResponse, HealthResponse
 from ranker.blender_follow import BlenderWatcher
+from ranker.door import Door, DoorConfig
 from ranker.exceptions import BufferFullError, RequestError
 from ranker.openapi import openapi_document, openapi_page
 from ranker.request import RequestLimits
+from ranker.tokens import Tokens
 from ranker.watcher import SnapshotWatcher
 
 logger = logging.getLogger(__name__)
@@ -42,8 +44,12 @@ def create_app(
     version: str,
     flush_timeout_ms: int = 5_000,
     blender_watcher: BlenderWatcher | None = None,
-) -> Litestar:
-    """Returns the ASGI app. It starts the watcher with the server; at the end it stops it and flushes the log.
+    door: DoorConfig | None = None,
+    tokens: Tokens | None = None,
+) -> Door:
+    """Returns the ASGI app behind its door.
+
+    It starts the watcher with the server; at the end it stops it and flushes the log.
 
     Args:
         ranker: Answers.
@@ -53,6 +59,8 @@ def create_app(
         version: Of this software, for the OpenAPI document.
         flush_timeout_ms: How long the log may take at the end to get rid of what is queued.
         blender_watcher: Follows the learned weights for it; None: the config's serve for good.
+        door: How much clients may ask for; None: the defaults.
+        tokens: Who may come in; None: everybody.
     """
     document = openapi_document(version)
 
@@ -103,18 +111,25 @@ def create_app(
             if num_left := ranker.log.flush(flush_timeout_ms):
                 logger.warning("Stopped before the log had taken all events: lost=%d", num_left)
 
-    return Litestar(
+    app = Litestar(
         [rank, feedback, health, model, metrics, openapi, docs],
         lifespan=[running],
         exception_handlers={
             RequestError: lambda _, error: _error(400, str(error)),
             BufferFullError: lambda _, error: _error(503, str(error)),
-            HTTPException: lambda _, error: _error(error.status_code, _explain(error, limits)),
+            HTTPException: lambda _, error: _error(error.status_code, error.detail),
             Exception: _unforeseen,
         },
-        request_max_body_size=limits.max_body_bytes,
+        request_max_body_size=None,  # the door sees to it
         openapi_config=None,
         logging_config=None,
+    )
+    return Door(
+        app,
+        door or DoorConfig(),
+        tokens or Tokens(),
+        max_body_bytes=limits.max_body_bytes,
+        turned_away=ranker.stats.turned_away,
     )
 
 
@@ -130,12 +145,6 @@ def _json(value: Any, status: int = 200) -> Response[bytes]:
 
 def _error(status: int, text: str) -> Response[bytes]:
     return _json(ErrorResponse(error=text), status)
-
-
-def _explain(error: HTTPException, limits: RequestLimits) -> str:
-    if error.status_code == 413:
-        return f"body: more than {limits.max_body_bytes} bytes are not allowed"
-    return error.detail
 
 
 def _unforeseen(request: AnyRequest, error: Exception) -> Response[bytes]:
