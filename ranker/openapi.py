@@ -101,8 +101,13 @@ STATUSES = {
     200: "Answered.",
     202: "On its way to the log.",
     400: "A field is not as it should be; the error names it.",
+    401: "A valid API token is needed.",
+    403: "A page of another address asks.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
-    503: "Not now: the log's buffer is full, or it is starting. Try again.",
+    415: "The body is compressed.",
+    429: "Too many requests of this client; Retry-After says when to try again.",
+    503: "Not now: too much at once, the log's buffer is full, or it is starting. Try again.",
 }
 
 

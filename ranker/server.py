@@ -17,6 +17,8 @@ from ranker.exceptions import PortTakenError, TlsFileError
 
 HEAD_TIMEOUT_S = 10.0
 """How long a connection may be without a whole request head before it is closed."""
+KEEP_ALIVE_S = 5
+"""How long a connection may be idle after an answer."""
 MAX_HEAD_BYTES = 32_768
 HEADERS = (("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"), ("x-frame-options", "DENY"))
 """Go with every answer."""
@@ -116,6 +118,7 @@ class HttpServer:
                 proxy_headers=False,  # a client could claim any address
                 server_header=False,
                 headers=[*HEADERS, ("content-security-policy", policy)],
+                timeout_keep_alive=KEEP_ALIVE_S,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_graceful_shutdown=config.shutdown_timeout_s,
                 ssl_context_factory=(lambda *_: tls) if tls else None,
