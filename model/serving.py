@@ -3,7 +3,6 @@
 Letters: B rows, T tasks.
 """
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,8 +20,8 @@ from model.metrics import logit_of
 from model.network import Network
 from model.precision import Precision, products_in
 from model.scenario_registry import ScenarioRegistry
+from model.serving_network import with_weights
 from model.serving_rows import ServingRows
-from model.shapes import check_same_shapes
 from stream.schema import PolicyName, SchemaConfig
 
 
@@ -101,15 +100,11 @@ class ServingModel:
             ValueError: names or shapes are not this model's.
         """
         dense = {name.removeprefix("dense."): tensor for name, tensor in tensors.items() if name.startswith("dense.")}
-        check_same_shapes(dense, self._net.state_dict())
-        rows = self._rows.after(tensors)
-        net = copy.deepcopy(self._net)
-        net.load_state_dict(dense)
         return ServingModel(
             self.encoder,
             self._layout,
-            net,
-            rows,
+            with_weights(self._net, dense),
+            self._rows.after(tensors),
             self._policies,
             self._registry,
             self._precision,
