@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from freshrank.doors import api_tokens, with_tokens
 from freshrank.exits import CommandError, ExitCode
 from freshrank.field_docs import field_texts
 from freshrank.health import with_health
@@ -255,15 +256,16 @@ def serve_metrics(area: str, address: str, read: Read, problem: Callable[[], str
 
     Raises:
         CommandError: the port is taken.
+        ConfigError: an API token of the environment cannot be used.
     """
     host, _, port = address.rpartition(":")
-    own = registry(area, read)
+    own, tokens = registry(area, read), api_tokens()
     try:
         server, _ = start_http_server(int(port), host, own)
     except OSError as error:
         sentence = f"Port {port} is taken or {host} is not this machine's; see monitor.{area}: {error.strerror}"
         raise CommandError(ExitCode.PORT_TAKEN, sentence) from error
-    server.set_app(with_health(make_wsgi_app(own), problem))
+    server.set_app(with_tokens(tokens, with_health(make_wsgi_app(own), problem)))
 
 
 def registry(area: str, read: Read) -> CollectorRegistry:
