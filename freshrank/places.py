@@ -1,10 +1,12 @@
 """Where things are: Redis, the checkpoints, the live page and every process's `/metrics`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from freshrank.strict import show
+from ranker.door import DoorConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,10 @@ class MonitorConfig:
     """How often everything is scraped; at least 200."""
     history_s: int = 600
     """How far back the page's curves go; at least 10."""
+    door: DoorConfig = field(default_factory=DoorConfig)
+    """Who may see the page, and how much they may ask for."""
+    ranker_scheme: Literal["http", "https"] = "http"
+    """How the rankers are asked; `https` where they have a certificate (`ranker.server.tls`)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65_535:
@@ -63,6 +69,11 @@ class MonitorConfig:
             for address in addresses(getattr(self, process)):
                 if not re.fullmatch(r"[^:\s]+:\d{1,5}", address):
                     raise ValueError(f"{process}: {show(address)} is not host:port")
+
+    @property
+    def ranker_url(self) -> str:
+        """Address of the first ranker, to which requests go."""
+        return f"{self.ranker_scheme}://{addresses(self.ranker)[0]}"
 
     def targets(self) -> dict[str, str]:
         """Returns the address of every process's `/metrics`: `joiner`, `ranker-1`, `ranker-2`, ..."""

@@ -11,6 +11,7 @@ import click
 
 from freshrank.command import now_ms, run_options
 from freshrank.config import RunConfig
+from freshrank.doors import door_tokens
 from freshrank.exits import CommandError, ExitCode
 from freshrank.strict import ConfigError
 
@@ -39,12 +40,15 @@ def rank(run: RunConfig) -> None:
     from freshrank.metrics import exposition, registry
     from model.store_redis import RedisSnapshotStore
     from ranker.blender_follow import BlenderFollower, BlenderWatcher
-    from ranker.exceptions import PortTakenError
+    from ranker.exceptions import PortTakenError, TlsFileError
+    from ranker.openapi import PAGE_POLICY
     from ranker.server import HttpServer
     from ranker.service import create_app
     from ranker.watcher import SnapshotWatcher
     from utility_blender.store_redis import RedisBlenderStore
 
+    door, host = run.ranker.door, run.ranker.server.host
+    tokens = door_tokens("ranker.door", host, allow_anonymous=door.allow_anonymous)
     torch.set_num_threads(1)  # one request is too small to be worth splitting, and the cores have other work
     store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
     ranker = build_ranker(run, store)
@@ -66,12 +70,16 @@ def rank(run: RunConfig) -> None:
         metrics_text=lambda: exposition(own)[0],
         version=version("freshrank"),
         blender_watcher=BlenderWatcher(blender_follower, ranker.stats),
+        door=door,
+        tokens=tokens,
     )
     try:
-        server = HttpServer(app, run.ranker.server)
+        server = HttpServer(app, run.ranker.server, content_policy=PAGE_POLICY)
     except PortTakenError as error:
         raise CommandError(ExitCode.PORT_TAKEN, f"{error}; free it or change ranker.server.port") from error
-    _logger.info("Ranking is served. url=http://%s:%s/", server.host, server.port)
+    except TlsFileError as error:
+        raise ConfigError(f"ranker.server.{error}") from error
+    _logger.info("Ranking is served. url=%s://%s:%s/", server.scheme, server.host, server.port)
     server.run()
     store.close()
     blender_store.close()
