@@ -11,6 +11,7 @@ import click
 
 from freshrank.command import now_ms, run_options
 from freshrank.config import RunConfig
+from freshrank.doors import door_tokens, own_headers
 from freshrank.exits import CommandError, ExitCode
 from freshrank.places import MonitorConfig, addresses
 
@@ -67,14 +68,14 @@ def create_app(run: RunConfig, clock_ms: Callable[[], int] = now_ms) -> "Litesta
 
     @asynccontextmanager
     async def scraping(app: Litestar) -> AsyncIterator[None]:
-        async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S) as client:
+        async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S, headers=own_headers()) as client:
             task = asyncio.create_task(scrape_forever(client, config, board, clock_ms))
             try:
                 yield
             finally:
                 task.cancel()
 
-    routes = page_routes(run, board, world(run), f"http://{addresses(config.ranker)[0]}", clock_ms)
+    routes = page_routes(run, board, world(run), config.ranker_url, clock_ms)
     return Litestar(routes, lifespan=[scraping], openapi_config=None, logging_config=None)
 
 
@@ -97,23 +98,23 @@ async def scrape_forever(
     own = registry("monitor", lambda: ())
     while True:
         started_s = time.monotonic()
-        targets = config.targets()
-        found = await asyncio.gather(*(scrape(client, address) for address in targets.values()))
+        targets = config.metrics_urls()
+        found = await asyncio.gather(*(scrape(client, url) for url in targets.values()))
         rounds = dict(zip(targets, found, strict=True)) | {"monitor": Scrape.parse(exposition(own)[0].decode())}
         board.observe(clock_ms(), rounds)
         await asyncio.sleep(max(config.interval_ms / 1_000 - (time.monotonic() - started_s), 0.05))
 
 
-async def scrape(client: "httpx.AsyncClient", address: str) -> "Scrape | None":
+async def scrape(client: "httpx.AsyncClient", url: str) -> "Scrape | None":
     """Returns one process's samples; None if it does not answer, which the page then says."""
     import httpx
 
     from freshrank.board import Scrape
 
     try:
-        answer = await client.get(f"http://{address}/metrics")
+        answer = await client.get(url)
         answer.raise_for_status()
         return Scrape.parse(answer.text)
     except (httpx.HTTPError, ValueError) as error:
-        _logger.debug("No metrics. address=%s error=%s", address, error)
+        _logger.debug("No metrics. url=%s error=%s", url, error)
         return None

@@ -15,6 +15,8 @@ from litestar.handlers import HTTPRouteHandler
 
 from freshrank.board import Board
 from freshrank.config import RunConfig
+from freshrank.doors import own_headers
+from freshrank.health import PATH as HEALTH_PATH
 from freshrank.metrics import exposition, registry
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def page_routes(
 ) -> Sequence[HTTPRouteHandler]:
     """Returns the handlers; `world` is None where no simulator runs, then the user panel says so."""
     own = registry("monitor", lambda: ())
-    ranker = httpx.AsyncClient(base_url=ranker_url, timeout=PROXY_TIMEOUT_S)
+    ranker = httpx.AsyncClient(base_url=ranker_url, timeout=PROXY_TIMEOUT_S, headers=own_headers())
     config_hash = run.config_hash()
 
     @get("/")
@@ -89,12 +91,16 @@ def page_routes(
             return refusal(HTTPStatus.BAD_REQUEST, f"body: {error}")
         return await forward(ranker, "/v1/feedback", stamped, lambda: now)
 
+    @get(HEALTH_PATH)
+    async def health() -> Response[str]:
+        return Response("ok\n", media_type="text/plain")
+
     @get("/metrics")
     async def metrics() -> Response[bytes]:
         body, media_type = exposition(own)
         return Response(body, media_type=media_type)
 
-    return [index, page_file, state, users, candidates, rank, feedback, metrics]
+    return [index, page_file, state, users, candidates, rank, feedback, health, metrics]
 
 
 def asset(name: str) -> Response[bytes]:

@@ -75,6 +75,13 @@ class MonitorConfig:
         """Address of the first ranker, to which requests go."""
         return f"{self.ranker_scheme}://{addresses(self.ranker)[0]}"
 
+    def metrics_urls(self) -> dict[str, str]:
+        """Returns the URL of every process's `/metrics`, by the names of `targets`."""
+        return {
+            name: f"{self.ranker_scheme if name.startswith('ranker') else 'http'}://{address}/metrics"
+            for name, address in self.targets().items()
+        }
+
     def targets(self) -> dict[str, str]:
         """Returns the address of every process's `/metrics`: `joiner`, `ranker-1`, `ranker-2`, ..."""
         named: dict[str, str] = {}

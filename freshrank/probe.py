@@ -5,7 +5,7 @@ over HTTP like anybody else, once per second until it has seen the change; its s
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,19 @@ class ProbeFacts:
 class Probe:
     """One user, one scenario, one set of candidates."""
 
-    def __init__(self, world: World, action: str, ranker_url: str, size: int, clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        world: World,
+        action: str,
+        ranker_url: str,
+        size: int,
+        clock_ms: Callable[[], int],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """Chooses the world's first user and scenario; nothing is sent yet."""
         self.facts = ProbeFacts()
         self._world, self._action, self._size, self._clock_ms = world, action, size, clock_ms
-        self._http = httpx.Client(base_url=ranker_url, timeout=TIMEOUT_S)
+        self._http = httpx.Client(base_url=ranker_url, timeout=TIMEOUT_S, headers=headers)
         self._request: dict[str, Any] | None = None
         self._before: list[str] = []
 

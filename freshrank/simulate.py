@@ -9,6 +9,7 @@ import click
 
 from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
+from freshrank.doors import own_headers
 from freshrank.health import Heartbeat
 from freshrank.places import addresses
 
@@ -55,8 +56,8 @@ def simulate(run: RunConfig, folder: Path | None, requests: int, seed: int | Non
     from sim.world import World
 
     heartbeat = Heartbeat(stop_signal())
-    ranker_url = f"http://{addresses(run.monitor.ranker)[0]}"
-    simulator = Simulator(World(config), config, ranker_url, now_ms=now_ms, rng=np.random.default_rng(config.seed))
+    ranker_url, rng = run.monitor.ranker_url, np.random.default_rng(config.seed)
+    simulator = Simulator(World(config), config, ranker_url, now_ms=now_ms, rng=rng, headers=own_headers())
     address = addresses(run.monitor.simulator)[0]
     serve_metrics("simulator", address, lambda: readings(simulator), heartbeat.problem)
     _logger.info("Users have come. ranker=%s seed=%s requests_per_s=%s", ranker_url, config.seed, config.requests_per_s)

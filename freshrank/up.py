@@ -19,6 +19,7 @@ import httpx
 from freshrank import launch
 from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
+from freshrank.doors import own_headers
 from freshrank.embedded import BrokerKind
 from freshrank.exits import CommandError, ExitCode
 from freshrank.memory import resident_bytes
@@ -121,11 +122,12 @@ class Watch:
         from sim.world import World
 
         self._supervisor, self._started_ms = supervisor, started_ms
-        self._monitor = httpx.Client(base_url=f"http://{run.monitor.host}:{run.monitor.port}", timeout=STATE_TIMEOUT_S)
+        page_url, headers = f"http://{run.monitor.host}:{run.monitor.port}", own_headers()
+        self._monitor = httpx.Client(base_url=page_url, timeout=STATE_TIMEOUT_S, headers=headers)
         action = next(iter(run.schema.tasks.values())).action
-        ranker = f"http://{addresses(run.monitor.ranker)[0]}"
+        ranker = run.monitor.ranker_url
         has_users = bool(run.monitor.simulator)  # without simulated users the run is left to those who come
-        self._probe = Probe(World(run.sim), action, ranker, PROBE_SIZE, now_ms) if has_users else None
+        self._probe = Probe(World(run.sim), action, ranker, PROBE_SIZE, now_ms, headers) if has_users else None
         self._state: dict[str, Any] | None = None
         self._peak_bytes: int | None = None
         self._ended_ms = started_ms

@@ -7,6 +7,7 @@ simulator shares its cores with what it drives.
 
 import http.client
 import threading
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,8 +36,10 @@ class RankAnswer(msgspec.Struct):
 class RankClient:
     """Calls a ranking service. May be shared by threads."""
 
-    def __init__(self, base_url: str, *, timeout_s: float) -> None:
-        """Takes the service's address, e.g. `http://localhost:8620`; nothing is sent yet.
+    def __init__(self, base_url: str, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> None:
+        """Takes the service's address, e.g. `http://localhost:8620`, and what to send beside each body, as a token.
+
+        Nothing is sent yet.
 
         Raises:
             ValueError: not an http(s) address.
@@ -47,6 +50,7 @@ class RankClient:
         self._connection_type = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._port, self._path = parts.hostname, parts.port, parts.path.rstrip("/")
         self._timeout_s = timeout_s
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._local = threading.local()
         self._open: list[http.client.HTTPConnection] = []
         self._decoder = msgspec.json.Decoder(RankAnswer)
@@ -83,13 +87,13 @@ class RankClient:
         is_kept_alive = connection.sock is not None
         try:
             try:
-                status, answer = _exchange(connection, self._path + path, body)
+                status, answer = _exchange(connection, self._path + path, body, self._headers)
             except ConnectionError:
                 # A server may close an idle connection at any time; that says nothing about a new one.
                 if not is_kept_alive:
                     raise
                 connection.close()
-                status, answer = _exchange(connection, self._path + path, body)
+                status, answer = _exchange(connection, self._path + path, body, self._headers)
         except (OSError, http.client.HTTPException) as error:
             connection.close()  # opened again by the next call
             raise UnreachableError(f"POST {path}: {type(error).__name__}: {error}") from error
@@ -106,7 +110,9 @@ class RankClient:
         return connection
 
 
-def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes]:
-    connection.request("POST", path, body, {"Content-Type": "application/json"})
+def _exchange(
+    connection: http.client.HTTPConnection, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[int, bytes]:
+    connection.request("POST", path, body, headers)
     response = connection.getresponse()
     return response.status, response.read()

@@ -7,7 +7,7 @@ does not slow the users down, what it cannot take is counted and skipped.
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -90,10 +90,11 @@ class Simulator:
         now_ms: Callable[[], int],
         rng: np.random.Generator,
         monotonic_s: Callable[[], float] = time.monotonic,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Takes the world, the service's address and the clocks.
 
-        `now_ms` stamps events; `monotonic_s` only paces arrivals. One `rng` draws traffic, actions and delivery.
+        `headers` go with every request; `now_ms` stamps events; `monotonic_s` only paces arrivals. One `rng` draws traffic, actions and delivery.
 
         Raises:
             ValueError: not an http(s) address.
@@ -108,7 +109,7 @@ class Simulator:
         self._rng = rng
         self._traffic = Traffic(config, world.users(), rng)
         self._interest = Interest(config.interest_half_life_s)
-        self._client = RankClient(base_url, timeout_s=config.request_timeout_s)
+        self._client = RankClient(base_url, timeout_s=config.request_timeout_s, headers=headers)
         self._done: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._in_flight = 0
         self._is_sending = False
