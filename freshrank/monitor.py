@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from freshrank.command import now_ms, run_options
 from freshrank.config import RunConfig
 from freshrank.doors import door_tokens, own_headers
 from freshrank.exits import CommandError, ExitCode
+from freshrank.health import PATH as HEALTH_PATH
 from freshrank.places import MonitorConfig, addresses
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 SCRAPE_TIMEOUT_S = 0.8
+MAX_BODY_BYTES = 1_048_576
+PAGE_POLICY = "default-src 'self'; img-src 'self' data:"
+"""Content-Security-Policy of the page: its own files, and no code or style inside another."""
 
 
 @click.command()
@@ -38,15 +43,26 @@ def monitor(run: RunConfig) -> None:
     Example:
       freshrank monitor --config configs/demo.yaml
     """  # noqa: D301 - click wants the character
-    import uvicorn
+    from ranker.door import Door
+    from ranker.exceptions import PortTakenError
+    from ranker.server import HttpServer, ServerConfig
 
-    from freshrank.ports import bind
-
-    listener = bind(run.monitor.host, run.monitor.port, "monitor.port")
-    server = uvicorn.Server(uvicorn.Config(create_app(run), log_config=None, access_log=False, lifespan="on"))
+    tokens = door_tokens("monitor.door", run.monitor.host, allow_anonymous=run.monitor.door.allow_anonymous)
+    app = Door(
+        create_app(run),
+        run.monitor.door,
+        tokens,
+        max_body_bytes=MAX_BODY_BYTES,
+        turned_away=Counter(),
+        open_paths=(HEALTH_PATH,),
+    )
+    try:
+        server = HttpServer(app, ServerConfig(host=run.monitor.host, port=run.monitor.port), content_policy=PAGE_POLICY)
+    except PortTakenError as error:
+        raise CommandError(ExitCode.PORT_TAKEN, f"{error}; stop the other program or change monitor.port") from error
     _logger.info("Page is served. url=http://%s:%s/", run.monitor.host, run.monitor.port)
-    server.run(sockets=[listener])
-    if not server.started:
+    server.run()
+    if not server.is_serving:
         raise CommandError(ExitCode.DEFECT, "The page's server did not start; the log says why")
 
 
