@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, cast, get_type_hints
+from wsgiref.types import WSGIApplication
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -136,6 +137,12 @@ OTHERS = (
     MetricRow("freshrank_ranker_version", "gauge", (), "Version being served; 0 before the first."),
     MetricRow("freshrank_ranker_blender_version", "gauge", (), "Newest weights being served; 0: the config's."),
     MetricRow("freshrank_ranker_blender_share_ratio", "gauge", (), "Share of the requests that they serve."),
+    MetricRow(
+        "freshrank_ranker_blender_weight_ratio",
+        "gauge",
+        ("scenario", "task"),
+        "Weights of the last ranking of a scenario; where it explored, those drawn around.",
+    ),
     MetricRow("freshrank_ranker_exploring_ratio", "gauge", (), "1 while requests explore, 0 while none may."),
     MetricRow(
         "freshrank_ranker_score_shift_ratio",
@@ -245,7 +252,13 @@ def read_counters(area: str, counters: object) -> Iterator[Reading]:
             yield Reading(f"freshrank_{area}_{name}_total", value)
 
 
-def serve_metrics(area: str, address: str, read: Read, problem: Callable[[], str | None]) -> None:
+def serve_metrics(
+    area: str,
+    address: str,
+    read: Read,
+    problem: Callable[[], str | None],
+    around: Callable[[WSGIApplication], WSGIApplication] = lambda app: app,
+) -> None:
     """Answers `/metrics` and `/healthz` at `host:port` from a thread of its own.
 
     Args:
@@ -253,6 +266,7 @@ def serve_metrics(area: str, address: str, read: Read, problem: Callable[[], str
         address: Where it listens.
         read: Reads them.
         problem: Says in one line why the process is not well (HTTP 503); None while it is.
+        around: Adds further doors.
 
     Raises:
         CommandError: the port is taken.
@@ -265,7 +279,7 @@ def serve_metrics(area: str, address: str, read: Read, problem: Callable[[], str
     except OSError as error:
         sentence = f"Port {port} is taken or {host} is not this machine's; see monitor.{area}: {error.strerror}"
         raise CommandError(ExitCode.PORT_TAKEN, sentence) from error
-    server.set_app(with_tokens(tokens, with_health(make_wsgi_app(own), problem)))
+    server.set_app(with_tokens(tokens, around(with_health(make_wsgi_app(own), problem))))
 
 
 def registry(area: str, read: Read) -> CollectorRegistry:

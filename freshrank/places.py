@@ -57,6 +57,9 @@ class MonitorConfig:
     """Who may see the page, and how much they may ask for."""
     ranker_scheme: Literal["http", "https"] = "http"
     """How the rankers are asked; `https` where they have a certificate (`ranker.server.tls`)."""
+    controls: bool = False
+    """Whether the page may change the simulator's traffic and break things on purpose; only where `host` is this
+    machine's loopback address."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65_535:
@@ -65,6 +68,8 @@ class MonitorConfig:
             raise ValueError(f"interval_ms: {self.interval_ms} is not allowed; at least 200")
         if self.history_s < 10:
             raise ValueError(f"history_s: {self.history_s} is not allowed; at least 10")
+        if self.controls and self.host not in LOOPBACK:
+            raise ValueError(f"controls: true is not allowed with host {self.host}; only with {', '.join(LOOPBACK)}")
         for process in PROCESSES:
             for address in addresses(getattr(self, process)):
                 if not re.fullmatch(r"[^:\s]+:\d{1,5}", address):
@@ -91,6 +96,8 @@ class MonitorConfig:
         return named
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""How this machine calls itself."""
 PROCESSES = ("joiner", "trainer", "ranker", "agents", "blender", "simulator")
 """What a run consists of, beside the monitor."""
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def simulate(run: RunConfig, folder: Path | None, requests: int, seed: int | Non
     import numpy as np
 
     from freshrank.metrics import serve_metrics
+    from freshrank.simulator_door import with_control
     from sim.loop import Simulator
     from sim.world import World
 
@@ -59,7 +61,8 @@ def simulate(run: RunConfig, folder: Path | None, requests: int, seed: int | Non
     ranker_url, rng = run.monitor.ranker_url, np.random.default_rng(config.seed)
     simulator = Simulator(World(config), config, ranker_url, now_ms=now_ms, rng=rng, headers=own_headers())
     address = addresses(run.monitor.simulator)[0]
-    serve_metrics("simulator", address, lambda: readings(simulator), heartbeat.problem)
+    doors = partial(with_control, change=simulator.change) if run.monitor.controls else lambda app: app
+    serve_metrics("simulator", address, lambda: readings(simulator), heartbeat.problem, doors)
     _logger.info("Users have come. ranker=%s seed=%s requests_per_s=%s", ranker_url, config.seed, config.requests_per_s)
     simulator.run(heartbeat.should_stop)
     _logger.info("Users have left. requests=%s", simulator.counters.requests)
@@ -70,6 +73,11 @@ def readings(simulator: "Simulator") -> "Iterator[Reading]":
     from freshrank.metrics import Reading, read_counters
 
     yield from read_counters("simulator", simulator.counters)
+    now = simulator.now()
+    yield Reading("freshrank_simulator_rate_requests", now.requests_per_s)
+    yield Reading("freshrank_simulator_bots_ratio", now.bot_share)
+    for scenario, is_open in now.is_open.items():
+        yield Reading("freshrank_simulator_open_ratio", is_open, (scenario,))
     recent, lifetime = simulator.lift.window, simulator.lift.lifetime
     if recent.requests:
         for ranking, utility in (("served", recent.served), ("random", recent.random), ("oracle", recent.best)):

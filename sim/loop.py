@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sim.behaviour import Action, Interest, Truth, sample_actions, truth
 from sim.client import RankAnswer, RankClient
 from sim.config import SimConfig
+from sim.control import BOT_DELAY_MS, BOT_SHARE, SimChange, SimNow
 from sim.delivery import Delivery
 from sim.exceptions import ServiceError, UnreachableError
 from sim.lift import LiftMeter
@@ -57,6 +58,8 @@ class SimCounters:
     """Orders the users made."""
     hides: int = 0
     """Items the users hid."""
+    bot_clicks: int = 0
+    """Clicks of bots, not among those of the users."""
     feedback_sent: int = 0
     """Feedback accepted by the service, duplicates included."""
     feedback_unreachable: int = 0
@@ -115,7 +118,9 @@ class Simulator:
         self._is_sending = False
         self._down_until_s = 0.0
         self._next_send_s = 0.0
-        self._started_s = 0.0
+        self._started_s = self._monotonic_s()
+        self._next_arrival_s = 0.0
+        self._bots_until_s = 0.0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Runs until `should_stop`, which is asked ten times a second; waits for the calls under way, then returns."""
@@ -126,16 +131,46 @@ class Simulator:
             pool.shutdown(wait=True, cancel_futures=True)
             self._client.close()
 
+    def change(self, change: SimChange) -> None:
+        """Changes what it is at. May be called from other threads; it counts from the next turn of the loop on.
+
+        Raises:
+            ValueError: not a scenario of this world.
+        """
+        if change.open_scenario is not None:
+            self._world.scenario(change.open_scenario)
+        self._done.put(partial(self._change, change))
+
+    def now(self) -> SimNow:
+        """Returns what it is at. May be called from other threads."""
+        now_s = self._monotonic_s()
+        run_s = now_s - self._started_s
+        return SimNow(
+            requests_per_s=self._traffic.requests_per_s,
+            bot_share=BOT_SHARE if now_s < self._bots_until_s else 0.0,
+            is_open={name: self._traffic.is_open(name, run_s) for name in self._world.scenario_names},
+        )
+
+    def _change(self, change: SimChange) -> None:
+        now_s = self._monotonic_s()
+        if change.requests_per_s is not None:
+            self._traffic.requests_per_s = change.requests_per_s
+            self._next_arrival_s = now_s + self._traffic.gap_s()
+        if change.bots_for_s is not None:
+            self._bots_until_s = now_s + change.bots_for_s
+        if change.open_scenario is not None:
+            self._traffic.open(change.open_scenario, now_s - self._started_s)
+
     def _drive(self, pool: ThreadPoolExecutor, should_stop: Callable[[], bool]) -> None:
         self._started_s = self._monotonic_s()
-        next_arrival_s = self._started_s + self._traffic.gap_s()
+        self._next_arrival_s = self._started_s + self._traffic.gap_s()
         while not should_stop():
             now_s = self._monotonic_s()
-            while next_arrival_s <= now_s:
+            while self._next_arrival_s <= now_s:
                 self._arrive(pool, now_s)
-                next_arrival_s += self._traffic.gap_s()
+                self._next_arrival_s += self._traffic.gap_s()
             self._send_due(pool, now_s)
-            wait_s = min(next_arrival_s - self._monotonic_s(), self._until_due_s(), _STOP_CHECK_S)
+            wait_s = min(self._next_arrival_s - self._monotonic_s(), self._until_due_s(), _STOP_CHECK_S)
             try:
                 self._done.get(timeout=max(wait_s, 0.0))()
                 while True:
@@ -212,25 +247,33 @@ class Simulator:
 
     def _act(self, asked: _Asked, answer: RankAnswer, shown_K: NDArray[np.int64]) -> None:
         seen_ms = self._now_ms()
+        if self._monotonic_s() < self._bots_until_s and self._rng.random() < BOT_SHARE:
+            for position in range(len(shown_K)):
+                self.counters.bot_clicks += 1
+                self._report(asked, answer, position, "click", seen_ms + BOT_DELAY_MS)
+            return
         for action in sample_actions(asked.truth, shown_K, self._config, self._rng):
             event_ms = seen_ms + action.delay_ms
             self._count(action)
             if action.action == "click":
                 self._interest.clicked(asked.user_id, asked.candidates.vec_ND[shown_K[action.position]], event_ms)
-            if len(self.delivery) >= _MAX_WAITING_FEEDBACK:
-                self.counters.feedback_dropped += 1
-                continue
-            item_id = answer.items[action.position].id
-            self.delivery.add(
-                Feedback(
-                    request_id=answer.request_id,
-                    user_id=asked.user_id,
-                    item_id=item_id,
-                    action=action.action,
-                    ts=event_ms,
-                    event_id=f"{answer.request_id}:{item_id}:{action.action}",
-                )
+            self._report(asked, answer, action.position, action.action, event_ms)
+
+    def _report(self, asked: _Asked, answer: RankAnswer, position: int, action: str, event_ms: int) -> None:
+        if len(self.delivery) >= _MAX_WAITING_FEEDBACK:
+            self.counters.feedback_dropped += 1
+            return
+        item_id = answer.items[position].id
+        self.delivery.add(
+            Feedback(
+                request_id=answer.request_id,
+                user_id=asked.user_id,
+                item_id=item_id,
+                action=action,
+                ts=event_ms,
+                event_id=f"{answer.request_id}:{item_id}:{action}",
             )
+        )
 
     def _count(self, action: Action) -> None:
         match action.action:

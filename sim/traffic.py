@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,15 +35,26 @@ class Traffic:
     def __init__(self, config: SimConfig, users: Sequence[str], rng: np.random.Generator) -> None:
         self._users = users
         self._rng = rng
-        self._mean_gap_s = 1.0 / config.requests_per_s
+        self.requests_per_s = config.requests_per_s
+        """Mean rate of the arrivals; whoever sets it draws the next gap anew."""
         self._end_chance = 1.0 / config.session_requests
-        self._starts_s = sorted({scenario.from_s for scenario in config.scenarios.values()})
-        self._mixes = [_Mix.at(config.scenarios, start_s) for start_s in self._starts_s]
+        self._scenarios = dict(config.scenarios)
+        self._plan()
         self._sessions = [self._new_user() for _ in range(config.num_sessions)]
 
     def gap_s(self) -> float:
         """Returns the time from one arrival to the next, in seconds."""
-        return float(self._rng.exponential(self._mean_gap_s))
+        return float(self._rng.exponential(1.0 / self.requests_per_s))
+
+    def open(self, scenario: str, run_s: float) -> None:
+        """Lets a scenario come up now, `run_s` seconds after the start, if it has not yet."""
+        if not self.is_open(scenario, run_s):
+            self._scenarios[scenario] = replace(self._scenarios[scenario], from_s=run_s)
+            self._plan()
+
+    def is_open(self, scenario: str, run_s: float) -> bool:
+        """Tells whether a scenario has come up."""
+        return self._scenarios[scenario].from_s <= run_s
 
     def next(self, run_s: float) -> tuple[str, str]:
         """Returns the user id and the scenario of the next request, which comes `run_s` seconds after the start."""
@@ -52,6 +64,10 @@ class Traffic:
             self._sessions[session] = self._new_user()
         mix = self._mixes[bisect_right(self._starts_s, run_s) - 1]
         return user_id, mix.scenario(self._rng.random())
+
+    def _plan(self) -> None:
+        self._starts_s = sorted({scenario.from_s for scenario in self._scenarios.values()})
+        self._mixes = [_Mix.at(self._scenarios, start_s) for start_s in self._starts_s]
 
     def _new_user(self) -> str:
         return self._users[int(self._rng.integers(len(self._users)))]
