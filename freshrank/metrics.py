@@ -134,6 +134,18 @@ OTHERS = (
     MetricRow("freshrank_trainer_table_lookups_total", "counter", _FIELD, "Values looked up to learn from them."),
     MetricRow("freshrank_trainer_table_default_lookups_total", "counter", _FIELD, "Those found without a row yet."),
     MetricRow("freshrank_trainer_table_missing_lookups_total", "counter", _FIELD, "Those that an event left out."),
+    MetricRow(
+        "freshrank_trainer_scenario_attention_ratio",
+        "gauge",
+        ("scenario", "other"),
+        "Share of the attention of a scenario that another one gets; where the network has one (HiNet).",
+    ),
+    MetricRow(
+        "freshrank_trainer_gate_ratio",
+        "gauge",
+        ("gate", "scenario", "task", "expert"),
+        "Mean weight that a gate gives to an expert on recent rows, where it has a choice. Task `all`: of no task.",
+    ),
     MetricRow("freshrank_ranker_version", "gauge", (), "Version being served; 0 before the first."),
     MetricRow("freshrank_ranker_blender_version", "gauge", (), "Newest weights being served; 0: the config's."),
     MetricRow("freshrank_ranker_blender_share_ratio", "gauge", (), "Share of the requests that they serve."),

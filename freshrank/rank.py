@@ -133,6 +133,9 @@ def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
     yield Reading("freshrank_ranker_blender_version", model.blender)
     yield Reading("freshrank_ranker_blender_share_ratio", model.blender_share)
     yield Reading("freshrank_ranker_exploring_ratio", model.exploring)
+    for scenario, weights in list(ranker.last_weights.items()):
+        for task, weight in weights.items():
+            yield Reading("freshrank_ranker_blender_weight_ratio", weight, (scenario, task))
     if model.model_age_ms is not None:
         yield Reading("freshrank_ranker_model_age_seconds", model.model_age_ms / 1_000)
     if model.freshness.p50_ms is not None and model.freshness.p99_ms is not None:

@@ -153,6 +153,23 @@ def gate_readings(trainer: "Trainer") -> "Iterator[Reading]":
     yield Reading("freshrank_trainer_gate_frozen_ratio", gate.is_frozen)
 
 
+def expert_readings(trainer: "Trainer") -> "Iterator[Reading]":
+    """Yields what the gates between experts give to them: attention to other scenarios, and mean weights."""
+    from freshrank.gates import SCENARIO_GATES
+    from freshrank.metrics import Reading
+    from model.gate_means import SAN
+
+    trained = trainer.learner.trained
+    scenarios, tasks = trained.registry.names, trained.net.shape.tasks
+    for (gate, scenario, task, expert), mean in trainer.gate_means.ask().items():
+        name = scenarios[int(expert)] if gate in SCENARIO_GATES else expert
+        if gate != SAN:
+            head = (gate, scenarios[scenario], "all" if task is None else tasks[task], name)
+            yield Reading("freshrank_trainer_gate_ratio", mean, head)
+        elif int(expert) != scenario:
+            yield Reading("freshrank_trainer_scenario_attention_ratio", mean, (scenarios[scenario], name))
+
+
 def readings(trainer: "Trainer") -> "Iterator[Reading]":
     """Yields the trainer's metrics."""
     from freshrank.metrics import Reading, read_counters
@@ -164,6 +181,7 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     for reason, count in publish.failures.items():
         yield Reading("freshrank_trainer_publish_failures_total", count, (reason,))
     yield from gate_readings(trainer)
+    yield from expert_readings(trainer)
     yield Reading("freshrank_trainer_version", publish.version)
     yield Reading("freshrank_trainer_released_version", publish.released)
     yield Reading("freshrank_trainer_epoch", publish.epoch)

@@ -24,6 +24,7 @@ from model.exceptions import TrainingDivergedError
 from model.features import EncodedBatch
 from model.gate import PublishGate
 from model.gate_config import GateConfig
+from model.gate_means import GateMeans
 from model.gate_watch import GateWatch
 from model.intake import Intake
 from model.labels import LabelBatch
@@ -167,6 +168,7 @@ class Trainer:
             deterministic=config.deterministic,
         )
         self._teachers = TeacherReleases(self.learner.trained)
+        self.gate_means = GateMeans(self.learner.gate_usage)
         self.stats = TrainerStats()
         self.gauges = TrainerGauges()
         self.publish_stats = PublishStats()
@@ -306,6 +308,7 @@ class Trainer:
             first_BT=rows.first_BT,
             delayed=rows.delayed,
         )
+        self.gate_means.observe(batch, self._now_ms())
         self.stats.count(report)
         if report.made:
             self.gauges.loss, self.gauges.grad_norm = report.loss, report.grad_norm

@@ -1,7 +1,7 @@
 """One request from its bytes to its answer, and what goes on beside it: impression, freshness, counters."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ranker.api import (
     DegradedReason,
@@ -41,6 +41,8 @@ class Ranker:
     """A clock that never goes back, in seconds, for durations."""
     new_request_id: Callable[[], str]
     """Returns an id nobody else has."""
+    last_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By scenario, the weights of its last ranking by task; where it explored, those drawn around. For the metrics."""
 
     async def rank(self, body: bytes) -> RankResponse:
         """Answers `POST /v1/rank`, whatever else is down.
@@ -77,6 +79,8 @@ class Ranker:
         self.stats.requests += 1
         self.stats.candidates += len(request.item_ids)
         self.stats.explored += response.explore
+        if impression.served is not None:
+            self.last_weights[request.listed_scenario] = impression.served.center or impression.served.weights
         if response.explore:
             self.score_shift.saw(request.listed_scenario, impression)
         if response.fallback:
