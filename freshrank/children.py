@@ -78,6 +78,16 @@ class Child:
             self._process.wait()
         return self._process.returncode
 
+    def pause(self) -> None:
+        """Stops it with its group (SIGSTOP), until `resume`; one that is stopped takes no SIGTERM."""
+        if self.exit_code() is None:
+            self._signal_group(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        if self.exit_code() is None:
+            self._signal_group(signal.SIGCONT)
+
     def rss_bytes(self) -> int:
         """Returns its resident memory; 0 once it has ended, or where there is no /proc."""
         try:

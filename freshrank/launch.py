@@ -106,10 +106,13 @@ def allow_exploration(run: RunConfig) -> None:
         store.close()
 
 
-def specs(run: RunConfig) -> list[ChildSpec]:
-    """Returns our own processes, in the order of start."""
+def specs(run: RunConfig, door: Path | None = None) -> list[ChildSpec]:
+    """Returns our own processes, in the order of start; the monitor is told of the door of `freshrank up`."""
+    more = {"monitor": ("--door", str(door))} if door is not None else {}
     return [
-        ChildSpec(name=name, argv=python_argv("freshrank.cli", *command, *run.arguments), env=CHILD_ENV)
+        ChildSpec(
+            name=name, argv=python_argv("freshrank.cli", *command, *more.get(name, ()), *run.arguments), env=CHILD_ENV
+        )
         for name, command in commands(run).items()
     ]
 

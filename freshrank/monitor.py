@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import httpx
     from litestar import Litestar
 
-    from freshrank.board import Board, Scrape
+    from freshrank.board import Board
+    from freshrank.scrape import Scrape
     from sim.world import World
 
 _logger = logging.getLogger(__name__)
@@ -33,7 +35,12 @@ PAGE_POLICY = "default-src 'self'; img-src 'self' data:"
 
 @click.command()
 @run_options()
-def monitor(run: RunConfig) -> None:
+@click.option(
+    "--door",
+    type=click.Path(path_type=Path),
+    help="Socket of the `freshrank up` that started this, so that the page may kill processes (monitor.controls).",
+)
+def monitor(run: RunConfig, door: Path | None) -> None:
     """Serves the live page.
 
     The page shows freshness, quality, throughput and all processes, and lets you be a user. The same figures as JSON
@@ -49,7 +56,7 @@ def monitor(run: RunConfig) -> None:
 
     tokens = door_tokens("monitor.door", run.monitor.host, allow_anonymous=run.monitor.door.allow_anonymous)
     app = Door(
-        create_app(run),
+        create_app(run, door=door),
         run.monitor.door,
         tokens,
         max_body_bytes=MAX_BODY_BYTES,
@@ -66,12 +73,14 @@ def monitor(run: RunConfig) -> None:
         raise CommandError(ExitCode.DEFECT, "The page's server did not start; the log says why")
 
 
-def create_app(run: RunConfig, clock_ms: Callable[[], int] = now_ms) -> "Litestar":
-    """Returns the page's application; it starts scraping when it is served."""
+def create_app(run: RunConfig, clock_ms: Callable[[], int] = now_ms, door: Path | None = None) -> "Litestar":
+    """Returns the page's application; it starts scraping when it is served. `door`: the supervisor's, for faults."""
     import httpx
     from litestar import Litestar
 
     from freshrank.board import Board
+    from freshrank.control_routes import control_routes
+    from freshrank.controls import Controls
     from freshrank.page_routes import page_routes
 
     config = run.monitor
@@ -86,13 +95,23 @@ def create_app(run: RunConfig, clock_ms: Callable[[], int] = now_ms) -> "Litesta
     async def scraping(app: Litestar) -> AsyncIterator[None]:
         async with httpx.AsyncClient(timeout=SCRAPE_TIMEOUT_S, headers=own_headers()) as client:
             task = asyncio.create_task(scrape_forever(client, config, board, clock_ms))
+            task.add_done_callback(tell)
             try:
                 yield
             finally:
                 task.cancel()
 
-    routes = page_routes(run, board, world(run), config.ranker_url, clock_ms)
+    routes = [*page_routes(run, board, world(run), config.ranker_url, clock_ms)]
+    if config.controls:
+        simulator = next(iter(addresses(config.simulator)), "")
+        routes += control_routes(Controls(simulator, door), board.timeline, clock_ms)
     return Litestar(routes, lifespan=[scraping], openapi_config=None, logging_config=None)
+
+
+def tell(task: "asyncio.Task[None]") -> None:
+    """Logs why a task has ended that goes on for ever; being cancelled is no news."""
+    if not task.cancelled() and task.exception() is not None:
+        _logger.error("Nothing is scraped any more, the page stands still", exc_info=task.exception())
 
 
 def world(run: RunConfig) -> "World | None":
@@ -108,8 +127,8 @@ async def scrape_forever(
     client: "httpx.AsyncClient", config: MonitorConfig, board: "Board", clock_ms: Callable[[], int]
 ) -> None:
     """Scrapes all processes once per interval, together, and hands the round to the board."""
-    from freshrank.board import Scrape
     from freshrank.metrics import exposition, registry
+    from freshrank.scrape import Scrape
 
     own = registry("monitor", lambda: ())
     while True:
@@ -125,7 +144,7 @@ async def scrape(client: "httpx.AsyncClient", url: str) -> "Scrape | None":
     """Returns one process's samples; None if it does not answer, which the page then says."""
     import httpx
 
-    from freshrank.board import Scrape
+    from freshrank.scrape import Scrape
 
     try:
         answer = await client.get(url)

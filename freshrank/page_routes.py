@@ -48,9 +48,15 @@ def page_routes(
         return asset(request.path_params["name"])
 
     @get("/api/state")
-    async def state(request: AnyRequest) -> dict[str, Any]:
-        shown = board.state() | {"config_hash": config_hash}
-        return shown | ({"history": board.history()} if "history" in request.query_params else {})
+    async def state() -> dict[str, Any]:
+        return board.state() | {"config_hash": config_hash, "history_ms": 1_000 * run.monitor.history_s}
+
+    @get("/api/history")
+    async def history(request: AnyRequest) -> Response[Any]:
+        since = request.query_params.get("since", "0")
+        if not since.isdigit():
+            return refusal(HTTPStatus.BAD_REQUEST, f"since: {since!r} is not allowed; a time in ms")
+        return Response(board.history(int(since)))
 
     @get("/api/users")
     async def users() -> Response[Any]:
@@ -100,7 +106,7 @@ def page_routes(
         body, media_type = exposition(own)
         return Response(body, media_type=media_type)
 
-    return [index, page_file, state, users, candidates, rank, feedback, health, metrics]
+    return [index, page_file, state, history, users, candidates, rank, feedback, health, metrics]
 
 
 def asset(name: str) -> Response[bytes]:

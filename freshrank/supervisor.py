@@ -66,6 +66,8 @@ class ChildStatus:
     state: State
     pid: int | None
     num_restarts: int
+    num_kills: int
+    """How many of its ends were asked for (`Supervisor.kill`)."""
     exit_code: int | None
     """How it ended last; a signal's number is negative. None if it never did."""
     rss_bytes: int
@@ -84,6 +86,7 @@ class _Kept:
         self.started_ms = 0
         self.due_ms = 0
         self.num_starts = 0
+        self.num_kills = 0
         self.exit_code: int | None = None
 
 
@@ -128,12 +131,22 @@ class Supervisor:
                 state=kept.state,
                 pid=kept.child.pid if kept.child is not None and kept.state == "running" else None,
                 num_restarts=max(0, kept.num_starts - 1),
+                num_kills=kept.num_kills,
                 exit_code=kept.exit_code,
                 rss_bytes=kept.child.rss_bytes() if kept.child is not None and kept.state == "running" else 0,
                 log_path=kept.log_path,
             )
             for kept in self._kept
         ]
+
+    def kill(self, name: str) -> bool:
+        """Kills a process as a fault would; `poll` finds it ended and starts it again. Returns whether it ran."""
+        for kept in self._kept:
+            if kept.spec.name == name and kept.state == "running" and kept.child is not None:
+                kept.child.kill()
+                kept.num_kills += 1
+                return True
+        return False
 
     def stop(self) -> dict[str, int | None]:
         """Stops all processes, the last started first; returns how each ended. None of them is left."""

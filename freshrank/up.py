@@ -19,17 +19,20 @@ import httpx
 from freshrank import launch
 from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
+from freshrank.control_door import ControlDoor
 from freshrank.doors import own_headers
 from freshrank.embedded import BrokerKind
 from freshrank.exits import CommandError, ExitCode
+from freshrank.faults import Faults
 from freshrank.memory import resident_bytes
-from freshrank.places import addresses
 from freshrank.probe import Probe, ProbeFacts
 from freshrank.summary import run_report, status_line, summary
 from freshrank.supervisor import Supervisor
 
 _logger = logging.getLogger(__name__)
 RUNS = Path("run")
+DOOR = "control.sock"
+"""Socket in the run's folder; its path is told to the monitor alone."""
 MAX_RESTARTS = 5
 """A process that was started again so often without staying up is given up, and the run with it."""
 PROBE_SIZE = 10
@@ -82,22 +85,42 @@ def up(
     launch.check_ports(run)
     with ExitStack() as services:
         home = Path(os.environ["KAFKA_HOME"]) if os.environ.get("KAFKA_HOME") else None
+        started = []
         for service in launch.start_services(  # 2
             run, folder, broker=None if kafka else broker, kafka_home=home, with_redis=not redis
         ):
             services.callback(service.stop)
+            started.append(service)
         from stream.topics import create_topics
 
         create_topics(run.kafka)
         if not redis:
             launch.allow_exploration(run)
-        supervisor = Supervisor(launch.specs(run), folder, lambda: time.monotonic_ns() // 1_000_000)
+        door_path = folder / DOOR if run.monitor.controls else None
+        supervisor = Supervisor(launch.specs(run, door_path), folder, elapsed_ms)
+        door = open_door(door_path, Faults(supervisor, started, elapsed_ms)) if door_path is not None else None
         services.callback(supervisor.stop)  # 5
+        if door is not None:
+            services.callback(door.close)
         supervisor.start()  # 3
         click.echo(f"The page:  http://{run.monitor.host}:{run.monitor.port}/   (Ctrl-C stops; logs in {folder}/logs)")
-        watch = Watch(run, supervisor, started_ms)
+        watch = Watch(run, supervisor, started_ms, time.sleep if door is None else door.wait)
         watch.run(lambda: should_stop() or (seconds is not None and now_ms() - started_ms >= seconds * 1_000))  # 4
     return finish(watch.report(), report)  # 6
+
+
+def elapsed_ms() -> int:
+    """Returns a clock that never moves back, in ms."""
+    return time.monotonic_ns() // 1_000_000
+
+
+def open_door(path: Path, faults: Faults) -> ControlDoor | None:
+    """Returns the door for orders of the live page; None where none can be made, which the log says."""
+    try:
+        return ControlDoor(path, faults)
+    except OSError as error:
+        _logger.warning("No process can be killed from the page. socket=%s error=%s", path, error)
+        return None
 
 
 def finish(figures: dict[str, Any] | None, path: Path | None) -> int:
@@ -117,11 +140,13 @@ def finish(figures: dict[str, Any] | None, path: Path | None) -> int:
 class Watch:
     """Looks after a run once per second: supervisor, probe, state, memory, status line."""
 
-    def __init__(self, run: RunConfig, supervisor: Supervisor, started_ms: int) -> None:
-        """Takes a run whose processes have been started."""
+    def __init__(
+        self, run: RunConfig, supervisor: Supervisor, started_ms: int, wait: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Takes a run whose processes have been started; `wait` lets so many seconds pass."""
         from sim.world import World
 
-        self._supervisor, self._started_ms = supervisor, started_ms
+        self._supervisor, self._started_ms, self._wait = supervisor, started_ms, wait
         page_url, headers = f"http://{run.monitor.host}:{run.monitor.port}", own_headers()
         self._monitor = httpx.Client(base_url=page_url, timeout=STATE_TIMEOUT_S, headers=headers)
         action = next(iter(run.schema.tasks.values())).action
@@ -147,7 +172,7 @@ class Watch:
             while not should_stop():
                 second_s = time.monotonic()
                 self.step()
-                time.sleep(max(0.0, 1.0 - (time.monotonic() - second_s)))
+                self._wait(max(0.0, 1.0 - (time.monotonic() - second_s)))
         finally:
             if self._probe is not None:
                 self._probe.close()
@@ -157,7 +182,7 @@ class Watch:
         """Makes one round and prints its line."""
         self._supervisor.poll()
         for status in self._supervisor.status():
-            if status.state == "ended" or status.num_restarts > MAX_RESTARTS:
+            if status.state == "ended" or status.num_restarts - status.num_kills > MAX_RESTARTS:
                 raise launch.not_coming_back(status.name, status.exit_code, status.log_path)
         if self._probe is not None:
             self._probe.step()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from freshrank.board import Scrape
+from freshrank.scrape import Scrape
 
 REPO_ROOT = Path(__file__).parents[2]
 PROCESSES = ("joiner", "trainer", "agents", "ranker", "simulator")

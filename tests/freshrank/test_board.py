@@ -2,7 +2,8 @@
 
 import pytest
 
-from freshrank.board import Board, Scrape
+from freshrank.board import Board
+from freshrank.scrape import Scrape
 
 
 def board(history: int = 10) -> Board:

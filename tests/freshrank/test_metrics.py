@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from freshrank.board import RATES, Scrape
+from freshrank.board import RATES
 from freshrank.exits import CommandError, ExitCode
 from freshrank.metrics import Buckets, Reading, exposition, metric_table, read_counters, registry, serve_metrics
+from freshrank.scrape import Scrape
 from freshrank.train import readings
 from model.source import MemoryExampleSource
 from stream.emission import JoinCounters

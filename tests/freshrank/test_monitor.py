@@ -87,14 +87,17 @@ def test_page_asks_for_nothing_from_outside(client: Client) -> None:
 
 def test_scraped_figures_reach_the_state(client: Client, wait_until: Callable[..., None]) -> None:
     wait_until(lambda: client.get("/api/state").json()["model"]["version"] == 17, "the ranker was scraped")
-    state = client.get("/api/state?history=1").json()
+    state = client.get("/api/state").json()
     assert {process["name"]: process["up"] for process in state["processes"]} == {
         "ranker": True,
         "simulator": False,
         "monitor": True,
     }
-    assert state["history"]["t_ms"][-1] == NOW_MS
     assert state["config_hash"]
+    assert client.get("/api/history").json()["t_ms"][-1] == NOW_MS
+    assert client.get(f"/api/history?since={NOW_MS}").json() == {"t_ms": []}
+    refused = client.get("/api/history?since=yesterday")
+    assert (refused.status_code, refused.json()) == (400, {"error": "since: 'yesterday' is not allowed; a time in ms"})
 
 
 def test_candidates_are_those_of_the_simulated_world(client: Client) -> None:

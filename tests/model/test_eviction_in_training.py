@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from freshrank.board import Scrape
 from freshrank.metrics import exposition, registry
+from freshrank.scrape import Scrape
 from freshrank.train import readings
 from model.admission import AdmissionConfig
 from model.config import ModelConfig
