@@ -28,6 +28,7 @@ from model.config import ModelConfig
 from model.features import EncodingConfig, RowColumns
 from model.labels import LabelBatch
 from model.learner import Learner
+from model.payload_view import Payload
 from model.publish import Identity, Progress, Publisher, PublishStats
 from model.snapshot import Manifest
 from model.store import FIRST_ANNOUNCEMENT
@@ -99,7 +100,7 @@ def measure() -> dict[str, Figure]:
             if number >= NUM_WARM_UP:
                 totals_ms.append((applied_s - started_s) * 1e3)
                 publish_ms.append((published_s - started_s) * 1e3)
-                blob_ms.append(bare_blob_ms(url, store.payload(manifest.version)))
+                blob_ms.append(bare_blob_ms(url, store.payload(manifest)))
                 num_rows.append(publisher.stats.rows)
         store.close()
     assert min(num_rows) >= DELTA_ROWS, "the deltas hold fewer rows than promised"
@@ -142,7 +143,7 @@ def publish(publisher: Publisher, world: World, applied: Iterator[tuple[int, flo
     return manifest, published_s, applied_s
 
 
-def bare_blob_ms(url: str, payload: bytes) -> float:
+def bare_blob_ms(url: str, payload: Payload) -> float:
     """Returns how long Redis takes for the payload alone, in and out."""
     with redis.Redis.from_url(url) as client:
         started_s = time.monotonic()

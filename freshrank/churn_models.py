@@ -52,7 +52,7 @@ def version_of(schema: SchemaConfig, version: int, store: SnapshotStore) -> Serv
         raise SnapshotMissingError(f"version {version} is not in the store; `freshrank snapshot list` shows which are")
     live: LiveModel | None = None
     for manifest in chain_to(store, target):
-        live = next_live(schema, live, manifest, store.payload(manifest.version))
+        live = next_live(schema, live, manifest, store.payload(manifest))
     assert live is not None, "a chain ends at its target"
     return live.model
 

@@ -48,7 +48,7 @@ class SlateScorer:
 
     def go_live(self, manifest: Manifest) -> None:
         """Swaps to a snapshot that was just promoted; what waits must have been scored before."""
-        payload = self._store.payload(manifest.version)
+        payload = self._store.payload(manifest)
         tensors = open_snapshot(manifest, payload, schema_hash=self._schema.schema_hash())
         if manifest.kind == "full" or self._model is None:
             registry = ScenarioRegistry.restored(self._schema, manifest.scenarios, manifest.scenario_parents)

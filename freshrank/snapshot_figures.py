@@ -143,9 +143,7 @@ def model_of(schema: "SchemaConfig", store: "SnapshotStore", manifest: "Manifest
 
     held = None
     for step in chain_to(store, manifest):
-        kept = store.manifest(step.version) == step
-        payload = store.payload(step.version) if kept else store.rejected_payload(step)
-        held = next_live(schema, held, step, payload)
+        held = next_live(schema, held, step, store.payload(step))
     if held is None:
         raise SnapshotGapError(f"version {manifest.version} cannot be reached")
     return held.model

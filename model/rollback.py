@@ -48,7 +48,7 @@ def roll_back_to(
         why = "was rolled back" if target in store.denied() else "is not kept as a full one"
         allowed = ", ".join(map(str, fulls)) or "none"
         raise SnapshotMissingError(f"version {target} {why}; full versions that are kept: {allowed}")
-    payload = store.payload(target)
+    payload = store.payload(fulls[target])
     epoch = store.next_epoch()  # from here on the trainer that runs publishes no more
     denied = store.denied()
     manifest = msgspec.structs.replace(

@@ -11,32 +11,20 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from model.exceptions import (
     SnapshotFiniteError,
-    SnapshotFormatError,
     SnapshotHashError,
     SnapshotLengthError,
     SnapshotManifestError,
     SnapshotSchemaError,
 )
+from model.payload_view import DTYPES, Payload, view_payload
 
 MAX_FEEDBACK_TIMES = 200
 """Most entries of `Manifest.feedback_ms`."""
 
 SnapshotKind = Literal["full", "delta"]
-
-_DTYPES = {
-    torch.float32: "F32",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-"""Names of the element types in a safetensors header."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,11 +88,11 @@ def encode_payload(tensors: dict[str, torch.Tensor]) -> bytes:
     end = 0
     # Widest elements first: then every tensor starts at a multiple of its element size.
     for name, tensor in sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0])):
-        if tensor.dtype not in _DTYPES:
-            raise ValueError(f"{name}: type {tensor.dtype} is not allowed; {', '.join(map(str, _DTYPES))}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name}: type {tensor.dtype} is not allowed; {', '.join(map(str, DTYPES))}")
         data = tensor.detach().contiguous().numpy().reshape(-1).view(np.uint8).data
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [end, end + data.nbytes],
         }
@@ -115,21 +103,9 @@ def encode_payload(tensors: dict[str, torch.Tensor]) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, *blocks])
 
 
-def payload_sha256(payload: bytes) -> str:
+def payload_sha256(payload: Payload) -> str:
     """Returns the hash that goes into the manifest."""
     return hashlib.sha256(payload).hexdigest()
-
-
-def decode_payload(payload: bytes) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a payload whose origin is already verified; `open_snapshot` is the safe door.
-
-    Raises:
-        SnapshotFormatError: not a safetensors block.
-    """
-    try:
-        return load(payload)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise SnapshotFormatError(f"payload of {len(payload)} bytes is not safetensors: {error}") from error
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -145,7 +121,7 @@ def decode_manifest(data: bytes) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SnapshotManifestError(f"manifest cannot be read: {error}") from error
     if manifest.version < 1:
         raise SnapshotManifestError(f"manifest: version {manifest.version} is not allowed; at least 1")
@@ -174,8 +150,10 @@ def first_non_finite(tensors: dict[str, torch.Tensor]) -> str | None:
     return None
 
 
-def open_snapshot(manifest: Manifest, payload: bytes, *, schema_hash: str) -> dict[str, torch.Tensor]:
+def open_snapshot(manifest: Manifest, payload: Payload, *, schema_hash: str) -> dict[str, torch.Tensor]:
     """Returns the tensors of a snapshot after checking everything that can be checked without the model.
+
+    They look into the payload if it is writable memory (`model.payload_view`).
 
     Raises:
         SnapshotSchemaError: made for another schema than `schema_hash`.
@@ -195,7 +173,7 @@ def open_snapshot(manifest: Manifest, payload: bytes, *, schema_hash: str) -> di
         )
     if payload_sha256(payload) != manifest.payload_sha256:
         raise SnapshotHashError(f"payload does not have the SHA-256 of its manifest: {where}")
-    tensors = decode_payload(payload)
+    tensors = view_payload(payload)
     bad = first_non_finite(tensors)
     if bad is not None:
         raise SnapshotFiniteError(f"tensor {bad} holds NaN or infinity: {where}")

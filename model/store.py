@@ -25,11 +25,13 @@ import msgspec
 from model.exceptions import (
     PointerOrderError,
     SnapshotGapError,
+    SnapshotLengthError,
     SnapshotMissingError,
     StaleEpochError,
     StoreError,
 )
 from model.gate_report import Finding
+from model.payload_view import Payload
 from model.snapshot import Manifest, SnapshotKind
 
 Lane = Literal["stable", "canary"]
@@ -90,6 +92,9 @@ class StoreConfig:
     """Seconds a version that never became live (crash, failed gate) is kept; at least 1."""
     retired_ttl_s: int = 60
     """Seconds a version beyond `keep_fulls` can still be fetched by a reader that is just about to; at least 1."""
+    max_payload_bytes: int = 536_870_912
+    """Largest payload that is fetched, in bytes: a bound on what a wrong manifest can make a reader do; at least 1. (A
+    value of Redis holds no more than the default.)"""
     timeout_ms: int = 2_000
     """Milliseconds after which a store that does not answer counts as unavailable; at least 10."""
 
@@ -102,6 +107,7 @@ class StoreConfig:
             ("keep_announcements", 1),
             ("candidate_ttl_s", 1),
             ("retired_ttl_s", 1),
+            ("max_payload_bytes", 1),
             ("timeout_ms", 10),
         ):
             if getattr(self, name) < least:
@@ -114,7 +120,7 @@ class SnapshotStore(Protocol):
     def next_epoch(self) -> int:
         """Returns an epoch higher than any before: its holder may publish, all earlier holders no longer may."""
 
-    def put(self, manifest: Manifest, payload: bytes) -> None:
+    def put(self, manifest: Manifest, payload: Payload) -> None:
         """Steps 1 and 2: writes the payload, then the manifest. Nobody is told."""
 
     def promote(self, manifest: Manifest, *, release: bool = True) -> bool:
@@ -161,13 +167,6 @@ class SnapshotStore(Protocol):
     def rejected(self) -> list[Rejection]:
         """Returns the rejected versions still kept, newest first."""
 
-    def rejected_payload(self, manifest: Manifest) -> bytes:
-        """Returns the payload of a rejected version.
-
-        Raises:
-            SnapshotMissingError: it is not kept any more.
-        """
-
     def pointer(self, lane: Lane = "canary") -> Manifest | None:
         """Returns the version that a lane serves; None before the first. The trainer builds on `canary`, the newest."""
 
@@ -180,11 +179,12 @@ class SnapshotStore(Protocol):
     def latest_full(self, lane: Lane = "canary") -> Manifest | None:
         """Returns the newest full version that a lane may serve; None before the first. Never a denied one."""
 
-    def payload(self, version: int) -> bytes:
-        """Returns the payload of a version that was live.
+    def payload(self, manifest: Manifest) -> Payload:
+        """Returns the payload that was put with a manifest, live or not.
 
         Raises:
             SnapshotMissingError: it is not kept.
+            SnapshotLengthError: it is not as long as the manifest says, or longer than is allowed; nothing was fetched.
         """
 
     def announcements(self, after_id: str, block_ms: int) -> list[Announcement]:
@@ -243,7 +243,7 @@ class MemorySnapshotStore:
         self._on_step = on_step or (lambda step: None)
         self._changed = threading.Condition()  # its lock is re-entrant
         self._epoch = 0
-        self._payloads: dict[tuple[int, int], bytes] = {}
+        self._payloads: dict[tuple[int, int], Payload] = {}
         self._manifests: dict[tuple[int, int], Manifest] = {}
         self._live: dict[int, int] = {}  # version -> epoch, in order of promotion
         self._announced: list[Announcement] = []
@@ -260,7 +260,7 @@ class MemorySnapshotStore:
             self._epoch += 1
             return self._epoch
 
-    def put(self, manifest: Manifest, payload: bytes) -> None:
+    def put(self, manifest: Manifest, payload: Payload) -> None:
         """See `SnapshotStore.put`."""
         key = (manifest.version, manifest.epoch)
         self._on_step("payload")
@@ -364,14 +364,6 @@ class MemorySnapshotStore:
         with self._changed:
             return list(self._rejected)
 
-    def rejected_payload(self, manifest: Manifest) -> bytes:
-        """See `SnapshotStore.rejected_payload`."""
-        with self._changed:
-            payload = self._payloads.get((manifest.version, manifest.epoch))
-        if payload is None:
-            raise missing(manifest.version)
-        return payload
-
     def pointer(self, lane: Lane = "canary") -> Manifest | None:
         """See `SnapshotStore.pointer`."""
         with self._changed:
@@ -398,12 +390,13 @@ class MemorySnapshotStore:
                     return self._manifests[key]
             return None
 
-    def payload(self, version: int) -> bytes:
+    def payload(self, manifest: Manifest) -> Payload:
         """See `SnapshotStore.payload`."""
         with self._changed:
-            payload = self._payloads.get((version, self._live.get(version, -1)))
+            payload = self._payloads.get((manifest.version, manifest.epoch))
         if payload is None:
-            raise missing(version)
+            raise missing(manifest.version)
+        check_length(manifest, len(payload), self._config.max_payload_bytes)
         return payload
 
     def announcements(self, after_id: str, block_ms: int) -> list[Announcement]:
@@ -439,6 +432,19 @@ def base_gap(manifest: Manifest, live_version: int) -> SnapshotGapError:
     return SnapshotGapError(
         f"delta {manifest.version} is built on version {manifest.base_version}, the live version is {live_version}"
     )
+
+
+def check_length(manifest: Manifest, num_bytes: int, max_payload_bytes: int) -> None:
+    """Refuses a payload that is not worth fetching.
+
+    Raises:
+        SnapshotLengthError: it is not as long as its manifest says, or longer than is allowed.
+    """
+    if num_bytes != manifest.payload_bytes or num_bytes > max_payload_bytes:
+        raise SnapshotLengthError(
+            f"payload has {num_bytes} bytes, its manifest says {manifest.payload_bytes}, "
+            f"at most {max_payload_bytes} are allowed: model={manifest.model} version={manifest.version}"
+        )
 
 
 def missing(version: int) -> SnapshotMissingError:

@@ -21,12 +21,14 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import msgspec
+import numpy as np
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from model.exceptions import ModelError, StoreUnavailableError
 from model.gate_report import Finding
+from model.payload_view import Payload
 from model.snapshot import Manifest, SnapshotKind, decode_manifest, encode_manifest
 from model.store import (
     Announcement,
@@ -35,11 +37,15 @@ from model.store import (
     Rollback,
     StoreConfig,
     base_gap,
+    check_length,
     missing,
     pointer_order,
     retired_versions,
     stale_epoch,
 )
+
+PART_BYTES = 1_048_576
+"""Bytes fetched of a payload at a time."""
 
 _PROMOTE = """
 -- KEYS: epoch, pointer, payload, manifest, live, announcements, denied, rollbacks
@@ -114,7 +120,7 @@ class RedisSnapshotStore:
         with _unavailable():
             return int(self._redis.incr(self._key("epoch")))
 
-    def put(self, manifest: Manifest, payload: bytes) -> None:
+    def put(self, manifest: Manifest, payload: Payload) -> None:
         """See `SnapshotStore.put`. One round trip; the server runs the two commands in this order."""
         with _unavailable():
             pipeline = self._redis.pipeline(transaction=False)
@@ -219,14 +225,6 @@ class RedisSnapshotStore:
             entries = self._redis.lrange(self._key("rejected"), 0, -1)
         return [msgspec.json.decode(entry, type=Rejection) for entry in entries]
 
-    def rejected_payload(self, manifest: Manifest) -> bytes:
-        """See `SnapshotStore.rejected_payload`."""
-        with _unavailable():
-            payload = self._redis.get(self._key("payload", manifest.version, manifest.epoch))
-        if payload is None:
-            raise missing(manifest.version)
-        return cast(bytes, payload)
-
     def pointer(self, lane: Lane = "canary") -> Manifest | None:
         """See `SnapshotStore.pointer`."""
         fields = ("stable_version", "stable_epoch") if lane == "stable" else ("version", "epoch")
@@ -261,14 +259,21 @@ class RedisSnapshotStore:
             fulls = [(version, epoch) for version, epoch in fulls if version <= limit and version not in denied]
             return self._read_manifest(*fulls[-1]) if fulls else None
 
-    def payload(self, version: int) -> bytes:
-        """See `SnapshotStore.payload`."""
+    def payload(self, manifest: Manifest) -> Payload:
+        """See `SnapshotStore.payload`. Fetched part by part: the client copies, and holds the interpreter's lock."""
+        key = self._key("payload", manifest.version, manifest.epoch)
         with _unavailable():
-            live = self._live(version)
-            payload = self._redis.get(self._key("payload", version, live[0][1])) if live else None
-        if payload is None:
-            raise missing(version)
-        return cast(bytes, payload)
+            num_bytes = self._redis.strlen(key)
+            if not num_bytes and not self._redis.exists(key):
+                raise missing(manifest.version)
+            check_length(manifest, num_bytes, self._config.max_payload_bytes)
+            payload = np.empty(num_bytes, np.uint8).data
+            for start in range(0, num_bytes, PART_BYTES):
+                part = self._redis.getrange(key, start, start + PART_BYTES - 1)
+                if len(part) != min(PART_BYTES, num_bytes - start):  # it is written once, so it has expired meanwhile
+                    raise missing(manifest.version)
+                payload[start : start + len(part)] = part
+        return payload
 
     def announcements(self, after_id: str, block_ms: int) -> list[Announcement]:
         """See `SnapshotStore.announcements`. Waits at most half of `timeout_ms`, so that a wait is never a timeout."""

@@ -126,7 +126,7 @@ class SnapshotFollower:
         return self._swap(reached) and reached.manifest == target
 
     def _step(self, held: LiveModel | None, manifest: Manifest) -> LiveModel:
-        return next_live(self._schema, held, manifest, self._store.payload(manifest.version))
+        return next_live(self._schema, held, manifest, self._store.payload(manifest))
 
     def _healed(self, reached: LiveModel | None, failed: Manifest | None) -> LiveModel | None:
         """Returns the newest full version if it is newer than `reached` and whole, else `reached`."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.exceptions import SnapshotFiniteError, SnapshotFormatError, SnapshotGapError
 from model.features import RowColumns
+from model.payload_view import Payload
 from model.scenario_registry import ScenarioRegistry
 from model.serving import ServingModel
 from model.snapshot import Manifest, open_snapshot
@@ -31,7 +32,7 @@ class LiveModel:
         return self.model.score(self.model.encode(columns))
 
 
-def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, payload: bytes) -> LiveModel:
+def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, payload: Payload) -> LiveModel:
     """Returns the version of `manifest`, built beside `held`, which goes on serving.
 
     A full snapshot brings its own network configuration along, and the scenarios that were added to it, so a ranker

@@ -12,6 +12,7 @@ import redis
 from model.exceptions import (
     PointerOrderError,
     SnapshotGapError,
+    SnapshotLengthError,
     SnapshotMissingError,
     StaleEpochError,
     StoreUnavailableError,
@@ -20,7 +21,7 @@ from model.gate_report import Finding
 from model.rollback import roll_back_to
 from model.snapshot import Manifest, SnapshotKind, payload_sha256
 from model.store import FIRST_ANNOUNCEMENT, MemorySnapshotStore, SnapshotStore, StoreConfig, chain_to
-from model.store_redis import RedisSnapshotStore
+from model.store_redis import PART_BYTES, RedisSnapshotStore
 
 CONFIG = StoreConfig(keep_fulls=2, keep_rejected=2, timeout_ms=4_000)
 OpenStore = Callable[[StoreConfig], SnapshotStore]
@@ -98,13 +99,13 @@ def test_an_empty_store_has_nothing_and_says_so(store: SnapshotStore) -> None:
     assert store.rejected() == []
     assert store.announcements(FIRST_ANNOUNCEMENT, block_ms=1) == []
     with pytest.raises(SnapshotMissingError, match="version 1 is not in the store"):
-        store.payload(1)
+        store.payload(snapshot(1)[0])
 
 
 def test_a_promoted_version_comes_back_as_it_was_put(store: SnapshotStore) -> None:
     manifest = publish(store, 1, epoch=store.next_epoch())
     assert store.pointer() == store.manifest(1) == store.latest_full() == manifest
-    assert store.payload(1) == snapshot(1)[1]
+    assert store.payload(manifest) == snapshot(1)[1]
 
 
 def test_a_version_is_invisible_until_it_is_promoted(store: SnapshotStore) -> None:
@@ -114,8 +115,6 @@ def test_a_version_is_invisible_until_it_is_promoted(store: SnapshotStore) -> No
     assert store.pointer() == first
     assert store.versions() == [1]
     assert store.manifest(2) is None
-    with pytest.raises(SnapshotMissingError):
-        store.payload(2)
 
 
 def test_the_pointer_never_names_what_was_not_put(store: SnapshotStore) -> None:
@@ -142,7 +141,7 @@ def test_a_paused_trainer_cannot_overwrite_what_its_successor_published(open_sto
     published = publish(new_trainer, 1, epoch=new_epoch)
     old_trainer.put(*snapshot(1, epoch=old_epoch))
     assert new_trainer.pointer() == published
-    assert new_trainer.payload(1) == snapshot(1, epoch=new_epoch)[1]
+    assert new_trainer.payload(published) == snapshot(1, epoch=new_epoch)[1]
 
 
 def test_the_pointer_moves_forward_only(store: SnapshotStore) -> None:
@@ -264,7 +263,7 @@ def test_a_rollback_is_an_old_full_version_under_a_new_number_and_epoch(open_sto
     assert (back.version, back.kind, back.created_ms) == (7, "full", 77)
     assert back.epoch > epoch
     assert ranker.pointer() == ranker.pointer("stable") == ranker.latest_full() == back
-    assert ranker.payload(7) == snapshot(1, epoch=epoch)[1]
+    assert ranker.payload(back) == snapshot(1, epoch=epoch)[1]
     assert ranker.denied() == {2, 3}
     [record] = ranker.rollbacks()
     assert (record.version, record.target, record.denied, record.epoch) == (7, 1, [2, 3], back.epoch)
@@ -317,10 +316,36 @@ def test_a_rejected_version_keeps_its_findings_and_its_payload(store: SnapshotSt
     findings = [Finding(check="psi", state="block", text="moved")]
     store.reject(manifest, "psi: moved", findings)
     assert store.rejected()[0].findings == findings
-    assert store.rejected_payload(manifest) == payload
+    assert store.payload(manifest) == payload
     assert store.last_version() == 1
     with pytest.raises(SnapshotMissingError):
-        store.rejected_payload(snapshot(2)[0])
+        store.payload(snapshot(2)[0])
+
+
+def test_a_payload_of_another_length_than_its_manifest_says_is_not_fetched(store: SnapshotStore) -> None:
+    manifest, payload = snapshot(1, epoch=store.next_epoch())
+    for put in (b"", payload[:-1], payload + b"x"):
+        store.put(manifest, put)
+        with pytest.raises(SnapshotLengthError, match=f"has {len(put)} bytes, its manifest says {len(payload)}"):
+            store.payload(manifest)
+
+
+def test_a_payload_larger_than_allowed_is_not_fetched_whatever_its_manifest_says(open_store: OpenStore) -> None:
+    store = open_store(replace(CONFIG, max_payload_bytes=3))
+    manifest, payload = snapshot(1, epoch=store.next_epoch())
+    store.put(manifest, payload)
+    with pytest.raises(SnapshotLengthError, match="at most 3 are allowed: model=main version=1"):
+        store.payload(manifest)
+
+
+def test_a_payload_of_several_parts_is_fetched_whole(store: SnapshotStore) -> None:
+    payload = bytes(range(256)) * (PART_BYTES // 100)
+    manifest = msgspec.structs.replace(snapshot(1, epoch=store.next_epoch())[0], payload_bytes=len(payload))
+    store.put(manifest, payload)
+    fetched = store.payload(manifest)
+    assert fetched == payload
+    store.put(msgspec.structs.replace(manifest, version=2), fetched)
+    assert store.payload(msgspec.structs.replace(manifest, version=2)) == payload
 
 
 @pytest.mark.integration
@@ -372,13 +397,12 @@ def test_a_redis_that_is_gone_is_one_error_class(free_port: Callable[[], int]) -
         store.denied,
         store.last_version,
         lambda: store.release(1, 1),
-        lambda: store.rejected_payload(manifest),
         lambda: store.pointer("stable"),
         lambda: store.put(manifest, payload),
         lambda: store.promote(manifest),
         lambda: store.reject(manifest, "reason"),
         lambda: store.manifest(1),
-        lambda: store.payload(1),
+        lambda: store.payload(manifest),
         lambda: store.announcements(FIRST_ANNOUNCEMENT, 10),
     ):
         with pytest.raises(StoreUnavailableError, match="snapshot store does not answer"):

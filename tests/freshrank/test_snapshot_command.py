@@ -38,7 +38,7 @@ def store(run: RunConfig) -> Iterator[RedisSnapshotStore]:
     second = trainer.publish()
     assert first is not None and second is not None
     refused = msgspec.structs.replace(second, version=3)
-    opened.put(refused, opened.payload(2))
+    opened.put(refused, opened.payload(second))
     findings = [
         Finding(check="psi", state="block", text="probe scores moved by 0.400, allowed 0.25 (home, click)"),
         Finding(check="churn", state="not_judged", text="no weights"),
@@ -80,7 +80,9 @@ def test_a_rollback_serves_the_old_one_anew_and_denies_what_came_after(
     result = snapshot("rollback", "1", "--reason", "clicks fell", "--quarantine", "0:5-9", "--quarantine", "1:0-2")
     assert result.stdout == "version 1 serves as 4; denied: 2\n"
     live = store.pointer()
-    assert live is not None and live.version == 4 and store.payload(4) == store.payload(1)
+    first = store.manifest(1)
+    assert live is not None and live.version == 4
+    assert first is not None and store.payload(live) == store.payload(first)
     assert store.rollbacks()[0].quarantine == {0: (5, 9), 1: (0, 2)}
     assert [manifest.version for manifest in full_versions(store)] == [1, 4]
     assert "< 4  rolled back to 1 at 20" in snapshot("show").stdout

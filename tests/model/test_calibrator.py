@@ -196,7 +196,7 @@ def test_the_manifest_of_every_snapshot_brings_the_pairs_to_the_ranker() -> None
     assert all(slope > 0 for slope, _ in pairs) and any(pair != (1.0, 0.0) for pair in pairs)
     kept = store.manifest(manifest.version)
     assert kept is not None and decode_manifest(encode_manifest(kept)).calibration == manifest.calibration
-    tensors = open_snapshot(kept, store.payload(kept.version), schema_hash=SCHEMA.schema_hash())
+    tensors = open_snapshot(kept, store.payload(kept), schema_hash=SCHEMA.schema_hash())
     assert not any("calibration" in name for name in tensors)
 
 

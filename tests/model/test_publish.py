@@ -91,7 +91,7 @@ class Bench:
         assert live is not None
         model: ServingModel | None = None
         for manifest in chain_to(self.store, live):
-            tensors = open_snapshot(manifest, self.store.payload(manifest.version), schema_hash=SCHEMA.schema_hash())
+            tensors = open_snapshot(manifest, self.store.payload(manifest), schema_hash=SCHEMA.schema_hash())
             model = ServingModel.from_full(SCHEMA, MODEL, tensors) if model is None else model.apply_delta(tensors)
         assert model is not None
         expected = torch.from_numpy(self.learner.score(ROWS[-1].batch)).sigmoid().numpy()
@@ -145,7 +145,7 @@ def test_a_crash_before_any_step_leaves_a_pointer_that_can_be_served(step: str, 
         bench.publish()
     assert bench.store.pointer() == before
     if before is not None:
-        assert bench.store.payload(before.version)
+        assert bench.store.payload(before)
     restarted = Bench(bench.store)
     after = restarted_publish(bench, restarted)
     assert after.kind == "full"

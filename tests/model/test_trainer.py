@@ -169,7 +169,7 @@ def test_the_last_snapshot_scores_as_the_learner_does_and_says_what_it_knows() -
         assert len(manifest.feedback_trained_ms) == len(manifest.feedback_ms)
     model: ServingModel | None = None
     for manifest in chain_to(store, live):
-        tensors = open_snapshot(manifest, store.payload(manifest.version), schema_hash=SCHEMA.schema_hash())
+        tensors = open_snapshot(manifest, store.payload(manifest), schema_hash=SCHEMA.schema_hash())
         model = ServingModel.from_full(SCHEMA, MODEL, tensors) if model is None else model.apply_delta(tensors)
     assert model is not None
     batch = decoded[0].rows.batch

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.payload_view import Payload
 from model.snapshot import Manifest, payload_sha256
-from model.store import Lane, MemorySnapshotStore
+from model.store import Lane, MemorySnapshotStore, missing
 from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
 from ranker.stats import RankerStats
@@ -183,8 +184,10 @@ class Forgetful(MemorySnapshotStore):
     def manifest(self, version: int) -> Manifest | None:
         return None if version in self.lost_manifests else super().manifest(version)
 
-    def payload(self, version: int) -> bytes:
-        return super().payload(-1 if version in self.lost_payloads else version)
+    def payload(self, manifest: Manifest) -> Payload:
+        if manifest.version in self.lost_payloads:
+            raise missing(manifest.version)
+        return super().payload(manifest)
 
 
 class GivenForgetful(Given):
