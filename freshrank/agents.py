@@ -38,7 +38,7 @@ def agents(run: RunConfig, instance: str | None) -> None:
         run_agents(
             run.kafka,
             run.agents,
-            run.redis.url,
+            run.redis.address,
             run.schema,
             counters,
             Path(folder),

@@ -51,7 +51,7 @@ def blend(run: RunConfig) -> None:
     torch.set_num_threads(1)  # the last bits depend on their number
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
-    store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
+    store = RedisBlenderStore(run.redis.address, run.trainer.model_name, run.blender.store)
     with ThreadPoolExecutor(1, thread_name_prefix="learn") as executor:
         try:
             parts = BlendParts(
@@ -112,7 +112,7 @@ def rolled_back_snapshots(run: RunConfig) -> Callable[[], set[int]]:
     from model.exceptions import StoreUnavailableError
     from model.store_redis import RedisSnapshotStore
 
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
+    store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
     known: set[int] = set()
 
     def read() -> set[int]:

@@ -121,7 +121,7 @@ def explore(run: RunConfig, state: str, reason: str) -> None:
 def _opened(run: RunConfig) -> "Iterator[BlenderStore]":
     from utility_blender.store_redis import RedisBlenderStore
 
-    store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
+    store = RedisBlenderStore(run.redis.address, run.trainer.model_name, run.blender.store)
     try:
         yield store
     finally:

@@ -63,7 +63,7 @@ def churn(
             "floor: give one of --floor MODEL and --train-floor; churn without what chance alone changes is not shown"
         )
     torch.set_num_threads(1)
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)  # connects only when asked
+    store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)  # connects only when asked
     try:
         blender = Blender(list(run.schema.tasks), run.schema.scenarios, run.blender)
         # The utility of a score of 1 in one task alone, as a vector: weight over scale.

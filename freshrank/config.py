@@ -8,7 +8,6 @@ import copy
 import hashlib
 import importlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from freshrank.contradictions import contradictions
-from freshrank.places import CheckpointConfig, MonitorConfig, RedisConfig
+from freshrank.places import CheckpointConfig, MonitorConfig, RedisConfig, without_login
 from freshrank.settings_file import parse_yaml, put, put_override
 from freshrank.strict import ConfigError, build, unknown
 from stream.log import KafkaConfig
@@ -72,10 +71,17 @@ class EnvironmentSetting(NamedTuple):
 
 ENVIRONMENT = (
     EnvironmentSetting("FRESHRANK_KAFKA", ("kafka", "bootstrap_servers"), "Kafka's `host:port`, comma-separated"),
-    EnvironmentSetting("FRESHRANK_REDIS", ("redis", "url"), "Redis's address, with its password if it has one"),
+    EnvironmentSetting("FRESHRANK_REDIS", ("redis", "url"), "Redis's address; may hold a user and a password"),
+    EnvironmentSetting("FRESHRANK_REDIS_USERNAME", ("redis", "username"), "Redis's user"),
+    EnvironmentSetting("FRESHRANK_REDIS_PASSWORD", ("redis", "password"), "Redis's password"),
     EnvironmentSetting("FRESHRANK_KAFKA_USERNAME", ("kafka", "client", "sasl.username"), "Kafka's SASL user name"),
     EnvironmentSetting("FRESHRANK_KAFKA_PASSWORD", ("kafka", "client", "sasl.password"), "Kafka's SASL password"),
+    EnvironmentSetting(
+        "FRESHRANK_KAFKA_KEY_PASSWORD", ("kafka", "client", "ssl.key.password"), "Password of the client's TLS key"
+    ),
 )
+SECRETS = {setting.setting: setting.variable for setting in ENVIRONMENT if "password" in setting.setting[-1]}
+"""Settings that only the environment may hold, and its variables."""
 
 
 class RunConfig:
@@ -94,6 +100,7 @@ class RunConfig:
     def with_overrides(self, overrides: Sequence[str]) -> "RunConfig":
         """Returns the same run with some settings (`a.b=value`) overridden once more."""
         settings = copy.deepcopy(dict(self._settings))
+        refuse_secrets({}, overrides)
         for override in overrides:
             put_override(settings, override)
         return RunConfig(settings, [*self.arguments, *(part for name in overrides for part in ("--set", name))])
@@ -190,7 +197,7 @@ class RunConfig:
         """Returns every setting with its default filled in, as plain data; passwords are masked."""
         plain = cast(dict[str, Any], _plain(self.schema))
         plain |= {section.name: _plain(self.section(section.name)) for section in SECTIONS}
-        plain["redis"]["url"] = re.sub(r"(://[^:@/]*:)[^@/]*@", r"\1***@", plain["redis"]["url"])
+        plain["redis"]["password"] = "***" if plain["redis"]["password"] else ""
         client = plain["kafka"]["client"]
         plain["kafka"]["client"] = {key: "***" if "password" in key else value for key, value in client.items()}
         return plain
@@ -222,12 +229,35 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
         raise ConfigError(f"{path}: is not UTF-8 text") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    refuse_secrets(settings, overrides)
     for setting in ENVIRONMENT:
-        if environ is not None and environ.get(setting.variable):
-            put(settings, setting.setting, environ[setting.variable])
+        if environ is not None and (value := environ.get(setting.variable)):
+            if setting.setting == ("redis", "url"):
+                value, *login = without_login(value)
+                for name, part in zip(("username", "password"), login, strict=True):
+                    if part:
+                        put(settings, ("redis", name), part)
+            put(settings, setting.setting, value)
     for override in overrides:
         put_override(settings, override)
     return RunConfig(settings, ["--config", str(path), *(part for name in overrides for part in ("--set", name))])
+
+
+def refuse_secrets(settings: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Refuses passwords where others can read them: in files, and in arguments, which every process list shows.
+
+    Raises:
+        ConfigError: naming the setting and the variable of the environment to be used instead.
+    """
+    stated = copy.deepcopy(dict(settings))
+    for override in overrides:
+        put_override(stated, override)
+    for path, variable in SECRETS.items():
+        found: Any = stated
+        for key in path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            raise ConfigError(f"{'.'.join(path)}: is not allowed in a file or an argument; set {variable}")
 
 
 def _plain(value: object) -> object:

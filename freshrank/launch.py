@@ -101,7 +101,7 @@ def allow_exploration(run: RunConfig) -> None:
     from utility_blender.store_redis import RedisBlenderStore
 
     if run.blender.explore.share > 0:
-        store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
+        store = RedisBlenderStore(run.redis.address, run.trainer.model_name, run.blender.store)
         store.set_exploration(True, "freshrank up")
         store.close()
 

@@ -149,7 +149,7 @@ def _judged(run: RunConfig, logged: "Outcomes", policy: str, center: int, seed: 
 def _version(run: RunConfig, number: int) -> Any:
     from utility_blender.store_redis import RedisBlenderStore
 
-    store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
+    store = RedisBlenderStore(run.redis.address, run.trainer.model_name, run.blender.store)
     try:
         return store.get(number)
     finally:

@@ -4,21 +4,84 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote, unquote, urlencode
 
 from freshrank.strict import show
 from ranker.door import DoorConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RedisTlsConfig:
+    """Files in PEM for TLS to Redis, which the url's `rediss://` switches on."""
+
+    ca_file: str = ""
+    """Authorities that may have signed Redis's certificate; empty: those of the system."""
+    certificate_file: str = ""
+    """This client's own certificate; empty: it has none."""
+    key_file: str = ""
+    """The certificate's key, without a password; readable by this user alone."""
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate_file) != bool(self.key_file):
+            lacking = "key_file" if self.certificate_file else "certificate_file"
+            raise ValueError(f"{lacking}: is missing; a certificate and its key go together")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedisConfig:
-    """Where Redis is. The environment variable FRESHRANK_REDIS overrides `url`."""
+    """Where Redis is, and how to come in.
+
+    FRESHRANK_REDIS overrides `url`; it may hold a user and a password, which then count as the two settings here.
+    """
 
     url: str = "redis://localhost:6379/0"
-    """Address as redis://[user:password@]host:port/database (or rediss:// with TLS)."""
+    """Address as redis://host:port/database, rediss:// with TLS, or unix:///path."""
+    username: str = ""
+    """User of Redis's access control list; empty: its default user."""
+    password: str = field(default="", repr=False)
+    """From FRESHRANK_REDIS_PASSWORD; a file or an argument may not hold it."""
+    tls: RedisTlsConfig = field(default_factory=RedisTlsConfig)
+    """Which certificates to trust and to show."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError(f"url: {show(self.url)} must start with redis://, rediss:// or unix://")
+            scheme = self.url.partition("://")[0] if "://" in self.url else ""  # the rest may hold a password
+            raise ValueError(f"url: {show(scheme)} is not allowed at its start; redis://, rediss:// or unix://")
+        if "@" in self.url or "password=" in self.url:
+            raise ValueError(
+                "url: must not hold a user or a password; set FRESHRANK_REDIS_USERNAME and FRESHRANK_REDIS_PASSWORD"
+            )
+        if self.tls != RedisTlsConfig() and not self.url.startswith("rediss://"):
+            raise ValueError(f"tls: is not allowed with {show(self.url)}; the url must start with rediss://")
+        if self.username and not self.password:
+            raise ValueError(f"username: {show(self.username)} is not allowed without FRESHRANK_REDIS_PASSWORD")
+
+    @property
+    def address(self) -> str:
+        """The url with all that a client needs to come in. It may hold the password: not to be logged."""
+        scheme, _, rest = self.url.partition("://")
+        login = f"{quote(self.username, safe='')}:{quote(self.password, safe='')}@" if self.password else ""
+        files = {
+            "ssl_ca_certs": self.tls.ca_file,
+            "ssl_certfile": self.tls.certificate_file,
+            "ssl_keyfile": self.tls.key_file,
+        }
+        query = urlencode({name: file for name, file in files.items() if file})
+        return f"{scheme}://{login}{rest}{'&' if '?' in rest else '?'}{query}".rstrip("?&")
+
+
+def without_login(url: str) -> tuple[str, str, str]:
+    """Returns a URL without its user and password, and these.
+
+    >>> without_login("redis://me:h%40sh@there:6379/0")
+    ('redis://there:6379/0', 'me', 'h@sh')
+    >>> without_login("redis://there/0")
+    ('redis://there/0', '', '')
+    """
+    scheme, separator, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    username, _, password = login.partition(":")
+    return f"{scheme}{separator}{place}", unquote(username), unquote(password)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

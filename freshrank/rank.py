@@ -50,10 +50,10 @@ def rank(run: RunConfig) -> None:
     door, host = run.ranker.door, run.ranker.server.host
     tokens = door_tokens("ranker.door", host, allow_anonymous=door.allow_anonymous)
     torch.set_num_threads(1)  # one request is too small to be worth splitting, and the cores have other work
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
+    store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
     ranker = build_ranker(run, store)
     watcher = SnapshotWatcher(store, ranker.follower, run.ranker.watcher, ranker.stats)
-    blender_store = RedisBlenderStore(run.redis.url, run.trainer.model_name, run.blender.store)
+    blender_store = RedisBlenderStore(run.redis.address, run.trainer.model_name, run.blender.store)
     blender_follower = BlenderFollower(
         blender_store,
         ranker.blender,
@@ -107,7 +107,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
         raise ConfigError(f"blender.{error}") from error
     return Ranker(
         decoder=RequestDecoder(run.schema, run.ranker.limits, stats),
-        sequences=RedisSequenceReader(run.redis.url, run.ranker.sequence, stats, now_ms),
+        sequences=RedisSequenceReader(run.redis.address, run.ranker.sequence, stats, now_ms),
         follower=SnapshotFollower(
             store, run.schema, stats, freshness, VersionChurn(blender, time.perf_counter), run.ranker.lane
         ),

@@ -124,7 +124,7 @@ def _echo(run: RunConfig, lines: "Callable[[SnapshotStore], Any]") -> None:
     from model.exceptions import SnapshotError, SnapshotMissingError
     from model.store_redis import RedisSnapshotStore
 
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
+    store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
     try:
         for line in lines(store):
             click.echo(line)

@@ -49,7 +49,7 @@ def train(run: RunConfig, threads: int) -> None:
     torch.set_num_threads(threads)
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
-    store = RedisSnapshotStore(run.redis.url, run.trainer.model_name, run.store)
+    store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
     run_id = uuid.uuid4().hex
     try:
         trainer = Trainer(

@@ -79,7 +79,9 @@ def up(
     should_stop = stop_signal()
     started_ms = now_ms()
     folder = folder or RUNS / time.strftime("%Y%m%d-%H%M%S")
-    given = {"kafka.bootstrap_servers": kafka, "redis.url": redis, "checkpoint.folder": str(folder / "checkpoints")}
+    # What the environment says the processes read there: an address may hold a password, and arguments are public.
+    redis_url = None if redis == os.environ.get("FRESHRANK_REDIS") else redis
+    given = {"kafka.bootstrap_servers": kafka, "redis.url": redis_url, "checkpoint.folder": str(folder / "checkpoints")}
     run = run.with_overrides([f"{name}={json.dumps(value)}" for name, value in given.items() if value])
     launch.check_config(run)  # 1
     launch.check_ports(run)

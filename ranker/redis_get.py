@@ -7,6 +7,7 @@ time counts even when scoring kept the loop busy past the limit.
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,8 @@ class RedisGets:
     """`GET` for one event loop. Connects when first asked and again after every loss.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`, with user, password and database as the Redis client takes them.
+        url: `redis://`, `rediss://` or `unix://`, with user, password, database and the files for TLS
+            (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`) as the Redis client takes them.
     """
 
     def __init__(self, url: str) -> None:
@@ -68,7 +70,8 @@ class RedisGets:
             _, connection = await loop.create_unix_connection(_Connection, options["path"])
         else:
             where = options.get("host", "localhost"), options.get("port", 6379)
-            _, connection = await loop.create_connection(_Connection, *where, ssl=True if self._is_tls else None)
+            context = self._tls_context() if self._is_tls else None
+            _, connection = await loop.create_connection(_Connection, *where, ssl=context)
         try:
             if "password" in options:
                 user = [options["username"]] if "username" in options else []
@@ -80,6 +83,12 @@ class RedisGets:
             raise
         self._connection = connection
         return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self._options.get("ssl_ca_certs"))
+        if "ssl_certfile" in self._options:
+            context.load_cert_chain(self._options["ssl_certfile"], self._options.get("ssl_keyfile"))
+        return context
 
     def close(self) -> None:
         """Closes the connection."""

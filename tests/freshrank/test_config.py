@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from freshrank.config import ENVIRONMENT, RunConfig, load_config
+from freshrank.config import ENVIRONMENT, SECRETS, RunConfig, load_config
 from freshrank.contradictions import contradictions
+from freshrank.places import RedisConfig, RedisTlsConfig
 from freshrank.settings_file import parse_yaml
 from freshrank.strict import ConfigError
 
@@ -56,8 +58,9 @@ def test_override_goes_over_environment_and_environment_over_file(small: Path) -
 
 def test_every_environment_variable_fills_its_setting(small: Path) -> None:
     for setting in ENVIRONMENT:
-        value = "redis://secret" if setting.setting[0] == "redis" else "secret"
-        found: object = load_config(small, (), {setting.variable: value}).section(setting.setting[0])
+        value = "redis://secret" if setting.setting == ("redis", "url") else "secret"
+        environ = {"FRESHRANK_REDIS_PASSWORD": "another", setting.variable: value}
+        found: object = load_config(small, (), environ).section(setting.setting[0])
         for name in setting.setting[1:]:
             found = found[name] if isinstance(found, dict) else getattr(found, name)
         assert found == value
@@ -118,12 +121,80 @@ def test_hash_is_over_what_is_learned_and_not_over_where(small: Path) -> None:
 def test_resolved_form_masks_passwords_and_can_be_read_again(tmp_path: Path) -> None:
     import yaml
 
-    environ = {"FRESHRANK_REDIS": "redis://me:hush@there:6379/0", "FRESHRANK_KAFKA_PASSWORD": "hush"}
-    run = load_config(REPO_ROOT / "configs" / "demo.yaml", (), environ)
+    secrets = {setting.variable: "hush" for setting in ENVIRONMENT if setting.setting in SECRETS}
+    run = load_config(REPO_ROOT / "configs" / "demo.yaml", (), {"FRESHRANK_REDIS": "redis://me:x@there/0", **secrets})
     text = yaml.safe_dump(run.resolved())
-    assert "hush" not in text
-    assert "redis://me:***@there:6379/0" in text
+    assert len(secrets) == 3 and text.count("***") == 3
+    assert "hush" not in text and "hush" not in repr(run.redis)
+    assert run.redis.address == "redis://me:hush@there/0"
     RunConfig(parse_yaml(text)).check()
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable"),
+    [
+        ("redis.password", "FRESHRANK_REDIS_PASSWORD"),
+        ("kafka.client={sasl.password: hush}", "FRESHRANK_KAFKA_PASSWORD"),
+        ("kafka.client={ssl.key.password: hush}", "FRESHRANK_KAFKA_KEY_PASSWORD"),
+    ],
+)
+def test_secrets_come_from_the_environment_and_from_nowhere_else(setting: str, variable: str, small: Path) -> None:
+    override = setting if "=" in setting else f"{setting}=hush"
+    told = rf"password: is not allowed in a file or an argument; set {variable}$"
+    for attempt in (lambda: load_config(small, [override]), lambda: load_config(small).with_overrides([override])):
+        with pytest.raises(ConfigError, match=told) as error:
+            attempt()
+        assert "hush" not in str(error.value)
+    section, _, rest = override.partition("=")
+    first, _, second = section.partition(".")
+    text = small.read_text() + f"\n{first}: {{{second}: {rest}}}\n"
+    small.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load_config(small)
+
+
+@pytest.mark.parametrize("url", ["redis://me:hush@there:1/0", "redis://:hush@there", "unix:///a?password=hush",
+                                 "http://me:hush@there"])  # fmt: skip
+def test_an_address_with_a_password_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^url: ") as error:
+        RedisConfig(url=url)
+    assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({"url": "redis://there:1/2"}, "redis://there:1/2"),
+        ({"url": "redis://there", "password": "a b@c/d"}, "redis://:a%20b%40c%2Fd@there"),
+        ({"url": "unix:///run/redis?db=3", "username": "me", "password": "x"}, "unix://me:x@/run/redis?db=3"),
+        (
+            {"url": "rediss://there/0", "tls": RedisTlsConfig(ca_file="/a/ca.pem")},
+            "rediss://there/0?ssl_ca_certs=%2Fa%2Fca.pem",
+        ),
+    ],
+)
+def test_the_address_has_all_that_a_client_needs(settings: dict[str, Any], address: str) -> None:
+    from redis.asyncio.connection import parse_url
+
+    config = RedisConfig(**settings)
+    assert config.address == address
+    options = parse_url(address)
+    assert options.get("password", "") == config.password and options.get("username", "") == config.username
+    assert options.get("ssl_ca_certs", "") == config.tls.ca_file
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"tls": RedisTlsConfig(ca_file="a")}, 'tls: is not allowed with "redis://localhost:6379/0"; the url must'),
+        ({"username": "me"}, 'username: "me" is not allowed without FRESHRANK_REDIS_PASSWORD'),
+    ],
+)
+def test_redis_settings_that_are_wrong_together(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{told}"):
+        RedisConfig(**settings)
+    with pytest.raises(ValueError, match="^key_file: is missing"):
+        RedisTlsConfig(certificate_file="a")
 
 
 @pytest.mark.parametrize(
