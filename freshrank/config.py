@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from model.trainer import TrainerConfig
     from ranker.config import RankerConfig
     from sim.config import SimConfig
-    from stream.agents import AgentsConfig
+    from stream.agents_config import AgentsConfig
     from stream.join import JoinConfig
     from stream.spill import SpillConfig
     from utility_blender.blend import BlenderConfig
@@ -51,7 +51,7 @@ SECTIONS = (
     Section("store", "model.store:StoreConfig"),
     Section("blender", "utility_blender.blend:BlenderConfig"),
     Section("ranker", "ranker.config:RankerConfig"),
-    Section("agents", "stream.agents:AgentsConfig"),
+    Section("agents", "stream.agents_config:AgentsConfig"),
     Section("sim", "sim.config:SimConfig"),
     Section("monitor", "freshrank.places:MonitorConfig"),
 )
@@ -171,7 +171,7 @@ class RunConfig:
 
     @cached_property
     def agents(self) -> "AgentsConfig":
-        """The users' last actions."""
+        """The users' last actions, and online metrics."""
         return cast("AgentsConfig", self._build("agents"))
 
     @cached_property

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from freshrank.doors import api_tokens, with_tokens
 from freshrank.exits import CommandError, ExitCode
@@ -55,6 +56,7 @@ Read = Callable[[], Iterable[Reading | Buckets]]
 """Reads a process's counters; called at scrape time, in the scraper's thread."""
 
 _CELL = ("task", "scenario")
+_COHORT = (*_CELL, "cohort")
 _FIELD = ("field",)
 OTHERS = (
     MetricRow("freshrank_joiner_commits_total", "counter", (), "Transactions committed."),
@@ -204,6 +206,33 @@ OTHERS = (
         "Lift of the last candidate over the weights in service, off-policy, as a share of their value; bound is "
         "`estimate` or `lower` (95 %).",
     ),
+    MetricRow("freshrank_agents_online_rows", "gauge", _CELL, "Settled labels in the window, with the score served."),
+    MetricRow("freshrank_agents_online_positives", "gauge", _CELL, "Positive ones among them."),
+    MetricRow(
+        "freshrank_agents_online_expected_positives",
+        "gauge",
+        _CELL,
+        "Sum of their scores: over the positives it is the calibration of the window, also of several agents'.",
+    ),
+    MetricRow("freshrank_agents_online_ctr_ratio", "gauge", _CELL, "Positives over rows of the window."),
+    MetricRow("freshrank_agents_online_auc_ratio", "gauge", _CELL, "AUC of the scores served, over the window."),
+    MetricRow(
+        "freshrank_agents_online_calibration_ratio",
+        "gauge",
+        _COHORT,
+        "Mean score served over mean label, of the model versions of a cohort: `current` or `previous`.",
+    ),
+    MetricRow("freshrank_agents_cohort_auc_ratio", "gauge", _COHORT, "AUC of the scores that those versions gave."),
+    MetricRow("freshrank_agents_cohort_rows", "gauge", _COHORT, "Settled labels of those versions."),
+    MetricRow("freshrank_agents_cohort_positives", "gauge", _COHORT, "Positive ones among them."),
+    MetricRow("freshrank_agents_cohort_expected_positives", "gauge", _COHORT, "Sum of their scores."),
+    MetricRow("freshrank_agents_cohort_version", "gauge", _COHORT, "Newest version of the cohort."),
+    MetricRow(
+        "freshrank_agents_drift_alarms_total",
+        "counter",
+        _CELL,
+        "Times the calibration of what is served changed (ADWIN).",
+    ),
     MetricRow("freshrank_simulator_rate_requests", "gauge", (), "Mean rate of the arrivals now, per second."),
     MetricRow("freshrank_simulator_bots_ratio", "gauge", (), "Share of the requests that are bots' now."),
     MetricRow("freshrank_simulator_open_ratio", "gauge", ("scenario",), "1 for a scenario that has come up, else 0."),
@@ -228,7 +257,7 @@ COUNTERS: Mapping[str, str] = {
     "ranker": "ranker.stats:RankerStats",
     "blender": "freshrank.blend_stats:BlendStats",
     "simulator": "sim.loop:SimCounters",
-    "agents": "stream.agents:AgentCounters",
+    "agents": "stream.agents_config:AgentCounters",
 }
 """Area and the dataclass whose integer fields become `freshrank_<area>_<field>_total`, documented by its strings."""
 
@@ -345,7 +374,7 @@ class TableCollector(Collector):
 
 
 def _cumulative(read: Buckets) -> list[tuple[str, float]]:
-    names = [*(f"{bound:g}" for bound in read.bounds), "+Inf"]
+    names = [*map(floatToGoString, read.bounds), "+Inf"]
     return list(zip(names, itertools.accumulate(map(float, read.counts)), strict=True))
 
 

@@ -26,7 +26,7 @@ class SequenceStore:
         """Values in Redis that were not sequences of ours."""
 
     async def add(self, feedback_of: Mapping[str, Sequence[Feedback]]) -> None:
-        """Adds feedback to the sequences of its users, all or none.
+        """Adds feedback to the sequences of its users, all or none; one that stays as it is, is not written.
 
         Normally a user's partition has one reader. Around a rebalance it can have two; so the write holds only if
         nobody else has written in between, and is otherwise done again on what is there then.
@@ -41,8 +41,9 @@ class SequenceStore:
                 values = await pipe.mget(keys)
                 pipe.multi()  # type: ignore[no-untyped-call]  # redis-py has not typed it
                 for key, value, feedback in zip(keys, values, feedback_of.values(), strict=True):
-                    merged = sequences.merge(self._decode(value), feedback, self._length)
-                    pipe.set(key, sequences.encode(merged), ex=self._ttl_s)
+                    merged = sequences.encode(sequences.merge(self._decode(value), feedback, self._length))
+                    if merged != value:  # else nothing new: the user has not come back, and is to be forgotten in time
+                        pipe.set(key, merged, ex=self._ttl_s)
                 try:
                     await pipe.execute()
                     return

@@ -1,7 +1,5 @@
 """The agents as a process: sequences in Redis exact through duplicates, kills and a Redis that goes away."""
 
-import json
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,36 +7,18 @@ from pathlib import Path
 import pytest
 import redis as redis_client
 
-from freshrank.children import Child
 from freshrank.embedded import start_redis
+from stream.agents_config import AgentsConfig
 from stream.codec import decode_sequence, encode
 from stream.kafka_producer import KafkaProducer
 from stream.log import FEEDBACK, KafkaConfig, topic_name
-from stream.schema import Feedback
+from stream.online_metrics_config import OnlineMetricsConfig
+from stream.schema import Feedback, SchemaConfig, TaskConfig
+from tests.integration.agents_process import start_agents
 
 WaitUntil = Callable[..., None]
 START_MS = 1_700_000_000_000
-PROGRAM = """
-import json, signal, sys, threading
-from pathlib import Path
-from stream.agents import AgentCounters, AgentsConfig, run_agents
-from stream.log import KafkaConfig
-from stream.schema import SchemaConfig, TaskConfig
-
-broker, prefix, client, redis_url, sequences, folder = sys.argv[1:]
-stopped = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-run_agents(
-    KafkaConfig(bootstrap_servers=broker, topic_prefix=prefix, client=json.loads(client)),
-    AgentsConfig(sequence_length=5, prefix=sequences),
-    redis_url,
-    SchemaConfig(scenarios=("home",), tasks={"click": TaskConfig(action="click", window_ms=1_000)}),
-    AgentCounters(),
-    Path(folder),
-    stopped.is_set,
-    instance_id="agents-0",
-)
-"""
+SCHEMA = SchemaConfig(scenarios=("home",), tasks={"click": TaskConfig(action="click", window_ms=1_000)})
 
 
 class Agents:
@@ -53,9 +33,15 @@ class Agents:
         self.start()
 
     def start(self) -> None:
-        kafka = (self.kafka.bootstrap_servers, self.kafka.topic_prefix, json.dumps(self.kafka.client))
-        arguments = (*kafka, self.redis_url, self.prefix)
-        self.child = Child([sys.executable, "-c", PROGRAM, *arguments, str(self.folder)], self.folder / "agents.log")
+        self.child = start_agents(
+            "agents",
+            kafka=self.kafka,
+            redis_url=self.redis_url,
+            config=AgentsConfig(sequence_length=5, prefix=self.prefix, metrics=OnlineMetricsConfig(enabled=False)),
+            schema=SCHEMA,
+            folder=self.folder,
+            instance_id="agents-0",
+        )
 
     def send(self, numbers: range) -> None:
         """Sends one click per number, to three users; every third twice, and one message that is none."""
@@ -121,7 +107,7 @@ def test_while_redis_is_gone_feedback_waits(
         service.stop()
         agents.send(range(5, 15))
         log = agents.child.log_path
-        agents.wait_until(lambda: "Redis does not take sequences" in log.read_text(), "it notices")
+        agents.wait_until(lambda: "Redis does not answer" in log.read_text(), "it notices")
         service = start_redis(tmp_path / "redis", port)
         newest = {
             user_id: [feedback.item_id for feedback in reversed(sent)][:3] for user_id, sent in agents.sent.items()

@@ -1,4 +1,7 @@
-"""aiokafka's fetcher with a pause after an empty answer, for brokers that do not wait for messages themselves.
+"""aiokafka's fetcher as the agents need it: committed messages only, and a pause after an empty answer.
+
+Faust reads what transactions have not committed, or have aborted, unless it writes in transactions itself; there is
+no setting for it. The joiner writes `examples` in transactions.
 
 A Kafka broker holds a fetch until there is something or its time is over. The embedded one answers at once, and a
 client that asks again at once spends two fifths of a core on it. On Kafka the pause is never noticed.
@@ -14,8 +17,11 @@ from aiokafka.consumer.fetcher import Fetcher
 _PAUSE_S = 0.02
 
 
-class PacedFetcher(Fetcher):  # type: ignore[misc]  # aiokafka has no types
-    """Asks again `_PAUSE_S` after an answer that brought nothing."""
+class CommittedFetcher(Fetcher):  # type: ignore[misc]  # aiokafka has no types
+    """Reads committed messages, and asks again `_PAUSE_S` after an answer that brought nothing."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings | {"isolation_level": "read_committed"})
 
     async def _proc_fetch_request(self, assignment: Any, node_id: Any, request: Any) -> Any:
         has_news = await super()._proc_fetch_request(assignment, node_id, request)
@@ -26,6 +32,6 @@ class PacedFetcher(Fetcher):  # type: ignore[misc]  # aiokafka has no types
         return has_news
 
 
-def pace_fetches() -> None:
-    """Makes every consumer that is created from now on use a `PacedFetcher`. There is no setting for it."""
-    consumer.Fetcher = PacedFetcher
+def install_fetcher() -> None:
+    """Makes every consumer that is created from now on use a `CommittedFetcher`."""
+    consumer.Fetcher = CommittedFetcher

@@ -1,0 +1,103 @@
+"""Messages of the topic `examples` -> settled labels with the score that was served: what online metrics are made of.
+
+Only settled kinds are the truth of a closed window, and every item and task has exactly one of them, under every
+policy. The other columns of a message are not looked at. Letters: R requests (rows), N items.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from stream.exceptions import DecodeError
+from stream.schema import KIND_CODE, SETTLED_KINDS
+
+Labels = npt.NDArray[np.void]
+"""Rows of `LABEL`."""
+LABEL = np.dtype([("close_ms", "<i8"), ("version", "<i8"), ("score", "<f4"), ("label", "i1")])
+"""When the label's window closed (slate + window + grace), the snapshot that served it, its score, and 0 or 1."""
+Cell = tuple[str, str]
+"""Scenario and task."""
+
+_SETTLED = [KIND_CODE[kind] for kind in SETTLED_KINDS]
+
+
+class SettledMessage(NamedTuple):
+    """What one message says."""
+
+    labels: dict[Cell, Labels]
+    """Settled labels with a score, in the order of the message."""
+    watermark_ms: int
+    """Watermark of the joiner when it wrote the message's last row; -1 without one."""
+    num_unscored: int
+    """Settled labels left out because no score was logged with their impression."""
+
+
+class _Policy(msgspec.Struct):
+    window_ms: int
+    grace_ms: int
+
+
+def read_settled(message: bytes, tasks: Sequence[str]) -> SettledMessage:
+    """Returns the settled labels of one message of `examples`.
+
+    Raises:
+        DecodeError: not Arrow, a column that is missing or of another type, a score or label that is none.
+    """
+    names = ["scenario", "ts", "emitted_watermark_ms", "snapshot", "item_id"]
+    names += [f"{part}.{task}" for task in tasks for part in ("served", "label", "kind")]
+    try:
+        with pa.ipc.open_stream(pa.py_buffer(message)) as reader:
+            table = reader.read_all().select(names).combine_chunks()
+        table.validate(full=True)
+        return _read({name: _array(table, name) for name in names}, table.schema.metadata or {}, tasks)
+    except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, TypeError, OSError, EOFError) as error:
+        raise DecodeError(f"examples: {error}") from error
+
+
+def _read(columns: Mapping[str, Any], metadata: Mapping[bytes, bytes], tasks: Sequence[str]) -> SettledMessage:
+    lengths_R = np.diff(columns["item_id"].offsets.to_numpy())
+    ts_R, version_R = columns["ts"].to_numpy(), columns["snapshot"].to_numpy()
+    encoded = columns["scenario"].dictionary_encode()
+    scenario_N = np.repeat(encoded.indices.to_numpy(), lengths_R)
+    scenarios = encoded.dictionary.to_pylist()
+    found: dict[Cell, Labels] = {}
+    num_unscored = 0
+    for task in tasks:
+        policy = msgspec.json.decode(metadata[f"policy.{task}".encode()], type=_Policy)
+        score_N, label_N, kind_N = (_flat(columns[f"{part}.{task}"]) for part in ("served", "label", "kind"))
+        is_settled_N = np.isin(kind_N, _SETTLED)
+        is_scored_N = is_settled_N & ~np.isnan(score_N)
+        num_unscored += int(is_settled_N.sum() - is_scored_N.sum())
+        labels_N = np.empty(len(scenario_N), LABEL)
+        labels_N["close_ms"] = np.repeat(ts_R + policy.window_ms + policy.grace_ms, lengths_R)
+        labels_N["version"] = np.repeat(version_R, lengths_R)
+        labels_N["score"], labels_N["label"] = score_N, label_N
+        _check(task, labels_N[is_scored_N])
+        for index, scenario in enumerate(scenarios):
+            is_wanted_N = is_scored_N & (scenario_N == index)
+            if is_wanted_N.any():
+                found[scenario, task] = labels_N[is_wanted_N]
+    watermarks_R = columns["emitted_watermark_ms"].to_numpy()
+    return SettledMessage(found, int(watermarks_R[-1]) if len(watermarks_R) else -1, num_unscored)
+
+
+def _array(table: Any, name: str) -> Any:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _flat(array: Any) -> npt.NDArray[Any]:
+    """Returns a list column item by item; NaN where a float is missing."""
+    values: npt.NDArray[Any] = array.flatten().to_numpy(zero_copy_only=False)
+    return values
+
+
+def _check(task: str, labels: Labels) -> None:
+    if not ((labels["score"] >= 0) & (labels["score"] <= 1)).all():
+        raise ValueError(f"served.{task}: only probabilities are allowed")
+    if not ((labels["label"] == 0) | (labels["label"] == 1)).all():
+        raise ValueError(f"label.{task}: only 0 and 1 are allowed")
