@@ -1,7 +1,12 @@
 """docker-compose.yml and its configuration: the demo's world on real services, containers watched and unprivileged."""
 
+import re
+import subprocess
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import yaml
@@ -53,25 +58,102 @@ def test_service_names_a_version_and_publishes_on_this_machine_only(name: str) -
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-def test_image_runs_as_a_user_of_its_own() -> None:
-    instructions = (ROOT / "Dockerfile").read_text().splitlines()
-    assert "USER freshrank" in instructions
-    assert instructions.index("USER freshrank") < next(
-        i for i, x in enumerate(instructions) if x.startswith("ENTRYPOINT")
-    )
+def test_image_runs_as_a_numbered_user_whom_group_0_may_stand_in_for() -> None:
+    stages = (ROOT / "Dockerfile").read_text().split("FROM ")
+    assert "USER 10001:0" in stages[-1].splitlines()
+    assert "install -d -o 10001 -g 0 -m 2775 /var/lib/freshrank" in stages[-1]
+    assert {OURS[name]["user"] for name in OURS} == {"10001:0"}
 
 
-@pytest.mark.parametrize("name", sorted(OURS))
-def test_our_containers_have_no_privileges(name: str) -> None:
-    assert OURS[name]["cap_drop"] == ["ALL"]
-    assert OURS[name]["security_opt"] == ["no-new-privileges:true"]
+def test_image_holds_what_it_needs_and_no_secret() -> None:
+    copied = [line.split()[-2] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    sent = {name for name in copied if not name.startswith("/")}
+    assert sent <= allowed
+    assert not {".env", "checkpoints", "run"} & allowed
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_container_has_no_privileges_and_writes_only_where_it_says(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service["user"].startswith(("0", "root"))
+    assert "privileged" not in service and "cap_add" not in service
+    assert all(mount.endswith(":ro") for mount in service.get("volumes", []) if mount.startswith("."))
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_container_has_bounds(name: str) -> None:
+    service = SERVICES[name]
+    assert mebibytes(service["mem_limit"]) > 0
+    assert service["pids_limit"] > 0
+    assert service["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+def test_our_processes_together_have_two_gibibytes() -> None:
+    running = [service for name, service in OURS.items() if name not in UNWATCHED]
+    assert sum(mebibytes(service["mem_limit"]) for service in running) <= 2048
+
+
+def mebibytes(limit: str) -> int:
+    return int(limit[:-1]) * {"m": 1, "g": 1024}[limit[-1]]
+
+
+@pytest.mark.parametrize("name", sorted(OURS.keys() - UNWATCHED.keys()))
+def test_health_is_asked_where_the_process_tells_it(name: str) -> None:
+    command, address = OURS[name]["healthcheck"]["test"][1:]
+    assert command == "healthy"
+    place, _, path = address.partition("/")
+    run = load_config(ROOT / "configs/compose.yaml")
+    if OURS[name]["command"][0] == "rank":
+        assert (place, path) == (f"localhost:{run.ranker.server.port}", "v1/health")
+    elif name == "monitor":
+        assert (place, path) == (f"localhost:{run.monitor.port}", "healthz")
+    else:
+        assert (place, path) == (getattr(run.monitor, name), "healthz")
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
+def test_healthy_succeeds_with_200_alone(status: int, code: int, free_port: Callable[[], int]) -> None:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response(f"{status} -", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode()]
+
+    port = free_port()
+    with make_server("127.0.0.1", port, app, handler_class=QuietHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        done = subprocess.run(
+            [str(ROOT / "docker/healthy"), f"127.0.0.1:{port}/v1/health"], capture_output=True, text=True, check=False
+        )
+        thread.join()
+    assert done.returncode == code
+    assert done.stdout.endswith("/v1/health" if code else "")
+    refused = subprocess.run([str(ROOT / "docker/healthy"), f"127.0.0.1:{port}/"], capture_output=True, check=False)
+    assert refused.returncode != 0
+
+
+class QuietHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_example_of_the_environment_names_every_variable_and_its_default() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    asked = dict(re.findall(r"\$\{([A-Z0-9_]+):-([^}]*)\}", text))
+    assert asked.keys() == set(re.findall(r"\$\{([A-Z0-9_]+)", text)), "each has a default"
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert example == asked
 
 
 def test_prometheus_scrapes_what_the_configuration_names() -> None:
-    [job] = yaml.safe_load((ROOT / "docker/prometheus.yml").read_text())["scrape_configs"]
-    [static] = job["static_configs"]
+    jobs = yaml.safe_load((ROOT / "docker/prometheus.yml").read_text())["scrape_configs"]
+    scraped = [target for job in jobs for static in job["static_configs"] for target in static["targets"]]
     monitor = load_config(ROOT / "configs/compose.yaml").monitor
-    assert set(static["targets"]) == {*monitor.targets().values(), f"monitor:{monitor.port}"}
+    assert sorted(scraped) == sorted([*monitor.targets().values(), f"monitor:{monitor.port}"])
 
 
 def test_one_service_builds_the_image_and_the_others_wait_for_it() -> None:
