@@ -125,8 +125,12 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
 def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
     """Yields the ranker's metrics."""
     from freshrank.metrics import Buckets, Reading, read_counters
+    from ranker.follow import REASONS
 
     yield from read_counters("ranker", ranker.stats)
+    # A series that begins with its first failure has not risen, for Prometheus: it must have been there with 0.
+    for reason in set(REASONS.values()) - ranker.stats.snapshots_refused.keys():
+        yield Reading("freshrank_ranker_snapshots_refused_total", 0, (reason,))
     yield Reading("freshrank_ranker_delivery_failures_total", ranker.log.num_failed)
     model = ranker.model()
     yield Reading("freshrank_ranker_version", model.version)
