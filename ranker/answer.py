@@ -50,6 +50,10 @@ class Ranker:
         Raises:
             RequestError: the request cannot be answered as it stands.
         """
+        with self.follower.right_of_way:
+            return await self._rank(body)
+
+    async def _rank(self, body: bytes) -> RankResponse:
         start_s = self.elapsed_s()
         try:
             request = self.decoder.rank(body)

@@ -5,11 +5,15 @@
 3. warm the result up with a recent request
 4. swap one reference
 
+Between the steps requests go first (`ranker.right_of_way`).
+
 Whatever fails on the way is counted by reason, and the version in hand goes on serving. If a chain of deltas is broken,
 the newest full snapshot heals it as soon as there is one that is newer than what is held.
 """
 
 import logging
+import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -30,6 +34,7 @@ from model.snapshot import Manifest
 from model.store import Lane, SnapshotStore, chain_to
 from ranker.freshness import FreshnessRecorder
 from ranker.live import LiveModel, next_live, warm_up
+from ranker.right_of_way import RightOfWay
 from ranker.stats import RankerStats
 from ranker.version_churn import VersionChurn
 from stream.schema import SchemaConfig
@@ -64,6 +69,7 @@ class SnapshotFollower:
         freshness: FreshnessRecorder,
         churn: VersionChurn | None = None,
         lane: Lane = "stable",
+        elapsed_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.live: LiveModel | None = None
         self.is_current = False
@@ -72,6 +78,9 @@ class SnapshotFollower:
         """A recent request, left here by whoever scores, to warm new versions up with."""
         self.churn = churn
         """Compares each version with the one before; whoever scores tells it the requests. None: nobody does."""
+        self.right_of_way = RightOfWay(elapsed_s)
+        """Entered by whoever scores, for each request: what is done here then waits between its steps."""
+        self._give_way = self.right_of_way.patience()
         self._store = store
         self.lane = lane
         """Whose versions are followed."""
@@ -88,6 +97,7 @@ class SnapshotFollower:
             StoreUnavailableError: the store does not answer; nothing has changed.
         """
         held = self.live
+        self._give_way = self.right_of_way.patience()
         try:
             target = self._target(held)
         except SnapshotError as error:
@@ -126,7 +136,10 @@ class SnapshotFollower:
         return self._swap(reached) and reached.manifest == target
 
     def _step(self, held: LiveModel | None, manifest: Manifest) -> LiveModel:
-        return next_live(self._schema, held, manifest, self._store.payload(manifest))
+        self._give_way()
+        payload = self._store.payload(manifest)
+        self._give_way()
+        return next_live(self._schema, held, manifest, payload, self._give_way)
 
     def _healed(self, reached: LiveModel | None, failed: Manifest | None) -> LiveModel | None:
         """Returns the newest full version if it is newer than `reached` and whole, else `reached`."""
@@ -143,6 +156,7 @@ class SnapshotFollower:
 
     def _swap(self, reached: LiveModel) -> bool:
         """Warms `reached` up and makes it the live one. False: its scores are not fit to be served."""
+        self._give_way()
         try:
             warm_up(reached, self.recent_columns or _made_up_columns(self._schema))
         except SnapshotError as error:
@@ -155,7 +169,7 @@ class SnapshotFollower:
         self._stats.snapshots_applied += 1
         logger.debug("Serving a new version: version=%d kind=%s", reached.manifest.version, reached.manifest.kind)
         if self.churn is not None and held is not None:
-            self.churn.compare(held, reached)
+            self.churn.compare(held, reached, self._give_way)
         return True
 
     def _newly_measured(self, reached: Manifest) -> list[Manifest]:

@@ -1,5 +1,6 @@
 """The model that serves, and how it grows from one snapshot to the next."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +15,9 @@ from model.scenario_registry import ScenarioRegistry
 from model.serving import ServingModel
 from model.snapshot import Manifest, open_snapshot
 from stream.schema import SchemaConfig
+
+DELTA_WARM_UP_ROWS = 64
+"""Rows of a request that are scored for nobody after a delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +36,24 @@ class LiveModel:
         return self.model.score(self.model.encode(columns))
 
 
-def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, payload: Payload) -> LiveModel:
+def next_live(
+    schema: SchemaConfig,
+    held: LiveModel | None,
+    manifest: Manifest,
+    payload: Payload,
+    give_way: Callable[[], None] = lambda: None,
+) -> LiveModel:
     """Returns the version of `manifest`, built beside `held`, which goes on serving.
 
     A full snapshot brings its own network configuration along, and the scenarios that were added to it, so a ranker
-    need not be restarted for new ones.
+    need not be restarted for new ones. `give_way` is called between verifying and building.
 
     Raises:
         SnapshotError: the payload is not what the manifest promises, belongs to another schema, is a delta on another
             version than `held`, or its tensors do not make a network.
     """
     tensors = open_snapshot(manifest, payload, schema_hash=schema.schema_hash())
+    give_way()
     try:
         if manifest.kind == "full":
             config = msgspec.convert(manifest.model_config, ModelConfig)
@@ -56,10 +67,15 @@ def next_live(schema: SchemaConfig, held: LiveModel | None, manifest: Manifest, 
 
 
 def warm_up(live: LiveModel, columns: RowColumns) -> None:
-    """Scores a request for nobody, so that the first real one does not pay for first calls.
+    """Scores a request for nobody: its scores must be fit to be served, and the first real one pays for no first calls.
+
+    After a delta some rows do: all that is new are numbers.
 
     Raises:
         SnapshotFiniteError: the scores are not finite.
     """
-    if not np.isfinite(live.score(columns)).all():
+    batch = live.model.encode(columns)
+    if live.manifest.kind == "delta":
+        batch = batch.take(slice(0, DELTA_WARM_UP_ROWS))
+    if not np.isfinite(live.model.score(batch)).all():
         raise SnapshotFiniteError(f"scores are not finite: version={live.manifest.version}")

@@ -52,8 +52,8 @@ class VersionChurn:
         """Takes a request and the listed scenario whose weights rank it."""
         self._requests.append((columns, scenario))
 
-    def compare(self, old: LiveModel, new: LiveModel) -> None:
-        """Ranks recent requests, the newest first, by both versions, if it is time again."""
+    def compare(self, old: LiveModel, new: LiveModel, give_way: Callable[[], None] = lambda: None) -> None:
+        """Ranks recent requests, the newest first, by both versions, if it is time again; `give_way` before each."""
         if self._elapsed_s() < self._due_s:
             return
         self._due_s = self._elapsed_s() + INTERVAL_S
@@ -65,7 +65,7 @@ class VersionChurn:
                 break
             chosen.append((columns, scenario))
         if chosen:
-            self._swaps.append(self._churn(chosen, old, new))
+            self._swaps.append(self._churn(chosen, old, new, give_way))
 
     @property
     def top1_changed_share(self) -> float | None:
@@ -81,7 +81,13 @@ class VersionChurn:
         swaps = self._swaps.copy()
         return sum(getattr(swap, total) for swap in swaps) / sum(swap.num_requests for swap in swaps) if swaps else None
 
-    def _churn(self, requests: list[tuple[RowColumns, str]], old: LiveModel, new: LiveModel) -> SwapChurn:
+    def _churn(
+        self,
+        requests: list[tuple[RowColumns, str]],
+        old: LiveModel,
+        new: LiveModel,
+        give_way: Callable[[], None],
+    ) -> SwapChurn:
         shape = len(requests), max(len(columns.item_id) for columns, _ in requests)
         is_item_NK = np.zeros(shape, np.bool_)
         utility_NK = {version: np.zeros(shape) for version in ("old", "new")}
@@ -90,6 +96,7 @@ class VersionChurn:
             is_item_NK[n, : len(by_id)] = True
             weights_T = self._blender.production(scenario)
             for version, live in (("old", old), ("new", new)):
+                give_way()
                 utility = self._blender.utility(live.score(columns), weights_T)
                 utility_NK[version][n, : len(by_id)] = utility[by_id]
         old_NK, new_NK = ranks(utility_NK["old"], is_item_NK), ranks(utility_NK["new"], is_item_NK)
