@@ -1,5 +1,6 @@
 """The server as a process: taken ports, a clean end, clients that dawdle, TLS."""
 
+import asyncio
 import signal
 import socket
 import ssl
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from ranker.exceptions import PortTakenError, TlsFileError
-from ranker.server import MAX_HEAD_BYTES, HttpServer, ServerConfig, TlsConfig
+from ranker.server import MAX_HEAD_BYTES, HttpServer, PatientProtocol, ServerConfig, TlsConfig
 from tests.integration.secured_kafka import make_certificates
 from tests.ranker.given import wait_for
 
@@ -114,6 +115,23 @@ def said(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return answer
+
+
+def test_the_end_of_an_answer_does_not_wait_for_an_acknowledgement_of_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_delay: list[int] = []
+
+    def look(protocol: PatientProtocol, transport: asyncio.Transport) -> None:
+        connection = transport.get_extra_info("socket")
+        no_delay.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(protocol, transport)
+
+    made = PatientProtocol.connection_made
+    monkeypatch.setattr(PatientProtocol, "connection_made", look)
+    with listening() as server, connected(server) as client:
+        ask(client)
+    assert no_delay == [1]
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: "], ids=["nothing", "half a head"])
