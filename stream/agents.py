@@ -160,8 +160,8 @@ def new_app(kafka: KafkaConfig, folder: Path, *, instance_id: str | None = None)
         consumer_group_instance_id=instance_id,
         broker_commit_interval=0.5,
         broker_commit_every=1_000,
-        broker_session_timeout=10.0,
-        broker_heartbeat_interval=2.0,
+        broker_session_timeout=6.0,
+        broker_heartbeat_interval=1.0,
         broker_request_timeout=20.0,
         stream_wait_empty=False,
     )

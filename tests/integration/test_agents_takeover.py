@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import redis as redis_client
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
+from stream.agents import APP_ID
 from stream.agents_config import AgentsConfig
 from stream.codec import encode
 from stream.kafka_log import KafkaReader
@@ -69,6 +71,14 @@ def read_all(kafka: KafkaConfig, partition: TopicPartition) -> list[tuple[int, b
     return found
 
 
+def num_members(kafka: KafkaConfig) -> int:
+    """Returns how many agents have partitions."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    group = kafka.topic_prefix + APP_ID
+    described = admin.describe_consumer_groups([group])[group].result(timeout=20)
+    return sum(bool(member.assignment.topic_partitions) for member in described.members)
+
+
 def test_a_killed_agent_leaves_no_trace(
     apache_broker: str, redis_server: str, tmp_path: Path, wait_until: WaitUntil
 ) -> None:
@@ -96,7 +106,7 @@ def test_a_killed_agent_leaves_no_trace(
         {"bootstrap.servers": apache_broker, "transactional.id": f"{prefix}joiner", "partitioner": PARTITIONER}
     )
     joiner.init_transactions(20)
-    first, second = (start_agents(name, **common) for name in ("first", "second"))
+    workers = [start_agents("first", **common)]
 
     def send(step: int) -> None:
         for click in clicks[step * len(clicks) // NUM_STEPS : (step + 1) * len(clicks) // NUM_STEPS]:
@@ -109,12 +119,16 @@ def test_a_killed_agent_leaves_no_trace(
         joiner.abort_transaction() if is_aborted else joiner.commit_transaction()
 
     try:
-        for step in range(NUM_STEPS // 2):
+        for step in range(NUM_STEPS // 4):
             send(step)
-        wait_until(lambda: stored(0) and stored(1), "both partitions are kept", timeout_s=60)
+        wait_until(lambda: stored(0) and stored(1), "the first one keeps both partitions", timeout_s=60)
+        workers.append(start_agents("second", **common))
+        for step in range(NUM_STEPS // 4, NUM_STEPS // 2):
+            send(step)
+        wait_until(lambda: num_members(kafka) == 2, "the two share them", timeout_s=60)
         for step in range(NUM_STEPS // 2, NUM_STEPS):
             if step == NUM_STEPS * 3 // 4:
-                first.kill()
+                workers[0].kill()
             send(step)
         assert feedback.flush(20_000) == 0
         committed = {partition: read_all(kafka, TopicPartition(examples, partition)) for partition in (0, 1)}
@@ -127,7 +141,7 @@ def test_a_killed_agent_leaves_no_trace(
             return list(zip(kept.ts, kept.item_id, strict=True))
 
         def is_done() -> bool:
-            assert second.exit_code() is None, second.log_path.read_text()
+            assert workers[1].exit_code() is None, workers[1].log_path.read_text()
             is_read = all(stored(partition) > log[-1][0] for partition, log in committed.items())
             return is_read and all(sequence(user_id) == actions for user_id, actions in users.items())
 
@@ -140,8 +154,8 @@ def test_a_killed_agent_leaves_no_trace(
             versions = [one.last_version for cell in expected.cells.values() for one in cell.cohorts.state]
             assert 0 < max(versions) < ABORTED_VERSION
         assert 0 < redis.ttl(f"{prefix}seq:u0") <= config.ttl_s
-        assert second.stop(20) == 0
+        assert workers[1].stop(20) == 0
     finally:
-        first.kill()
-        second.kill()
+        for worker in workers:
+            worker.kill()
         redis.close()
