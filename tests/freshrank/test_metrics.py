@@ -1,18 +1,33 @@
 """One table declares every metric; a process can only show what stands in it."""
 
+import ast
+import inspect
 import re
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 
+from freshrank import agents, blend, join, rank, simulate, stages, train
 from freshrank.board import RATES
 from freshrank.exits import CommandError, ExitCode
-from freshrank.metrics import Buckets, Reading, exposition, metric_table, read_counters, registry, serve_metrics
+from freshrank.metrics import (
+    OTHERS,
+    Buckets,
+    Reading,
+    counter_rows,
+    exposition,
+    metric_table,
+    read_counters,
+    registry,
+    serve_metrics,
+)
 from freshrank.scrape import Scrape
 from freshrank.train import readings
 from model.source import MemoryExampleSource
+from ranker.freshness import STAGES
 from stream.emission import JoinCounters
 from tests.model.example_log import new_trainer, partition_log
 from tests.model.growing_log import GROWING, GROWING_MODEL, deals_from, growing_log
@@ -49,6 +64,31 @@ def test_every_metric_is_named_by_the_grammar_once_and_explained() -> None:
 def test_page_reads_only_metrics_of_the_table() -> None:
     names = {row.name for row in metric_table()}
     assert {name for counters in RATES.values() for name in counters} <= names
+    assert stages.STAGES == STAGES
+
+
+@pytest.mark.parametrize("process", [join, train, rank, blend, agents, simulate], ids=lambda module: module.__name__)
+def test_process_shows_what_the_table_says_of_it_and_nothing_else(process: ModuleType) -> None:
+    texts = texts_of(inspect.getsource(process))
+    names = {text for text in texts if text.startswith("freshrank_")}
+    [area] = {name.split("_")[1] for name in names}
+    declared = {row.name for row in OTHERS if row.name.startswith(f"freshrank_{area}_")}
+    whole = {name for name in names if "{}" not in name}
+    filled = {name.replace("{}", text) for name in names - whole for text in texts}
+    assert whole <= declared | {row.name for row in counter_rows(area)}, "shown, and not in the table"
+    assert declared <= whole | filled, "in the table, and never shown"
+
+
+def texts_of(source: str) -> set[str]:
+    """Returns the strings of a module; what is filled in later is `{}`."""
+    nodes = list(ast.walk(ast.parse(source)))
+    templates = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for template in templates for part in template.values}
+    constants = [node for node in nodes if isinstance(node, ast.Constant) and id(node) not in parts]
+    return {node.value for node in constants if isinstance(node.value, str)} | {
+        "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in template.values)
+        for template in templates
+    }
 
 
 def test_counters_are_shown_under_their_names_and_help() -> None:
@@ -119,8 +159,8 @@ def test_histogram_by_label_is_one_family() -> None:
     body = exposition(registry("ranker", lambda: read))[0].decode()
     assert body.count(f"# TYPE {name} histogram") == 1
     scrape = Scrape.parse(body)
-    assert [scrape.value(f"{name}_bucket", bound, "joined") for bound in ("0.1", "1", "+Inf")] == [2, 3, 3]
-    assert [scrape.value(f"{name}_bucket", bound, "served") for bound in ("0.1", "1", "+Inf")] == [0, 0, 3]
+    assert [scrape.value(f"{name}_bucket", bound, "joined") for bound in ("0.1", "1.0", "+Inf")] == [2, 3, 3]
+    assert [scrape.value(f"{name}_bucket", bound, "served") for bound in ("0.1", "1.0", "+Inf")] == [0, 0, 3]
     assert (scrape.value(f"{name}_count", "served"), scrape.value(f"{name}_sum", "served")) == (3, 9.0)
 
 
