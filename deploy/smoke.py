@@ -43,7 +43,7 @@ def run(*argv: str) -> str:
 
 def compose(*argv: str) -> str:
     """Returns what `docker compose ...` prints."""
-    return run("docker", "compose", *argv)
+    return run("docker", "compose", "--progress", "quiet", *argv)
 
 
 class Stack:
