@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.experts import GatedExperts
 from model.inputs import RowInputs
 from model.sei import GateActivation, activated
+from model.weighted_sum import weighted_sum
 
 CgcGate = Literal["softmax", "sum"]
 
@@ -51,6 +52,7 @@ class CustomizedGateControl(nn.Module):
         shared_index_n = num_tasks * num_own + torch.arange(num_shared)
         index_Tn = torch.cat([own_index_Tn, shared_index_n.expand(num_tasks, num_shared)], dim=1)
         self.register_buffer("expert_index_Tn", index_Tn, persistent=False)
+        self._seen_Tn: list[list[int]] = index_Tn.tolist()
 
     def forward(self, c_BC: Tensor, shared: GatedExperts | None = None) -> Tensor:
         """Returns each task's mixed features, [T, B, d]; `shared` is the bank of a CGC built without shared experts."""
@@ -58,6 +60,9 @@ class CustomizedGateControl(nn.Module):
         if shared is not None:
             experts_EBd = torch.cat([experts_EBd, shared(RowInputs(c_BC))[0]])
         weight_BTn = self._weights(gate_BG)
+        if torch.is_inference_mode_enabled():
+            seen_T = ([experts_EBd[e] for e in seen] for seen in self._seen_Tn)
+            return torch.stack([weighted_sum(*one) for one in zip(weight_BTn.unbind(1), seen_T, strict=True)])
         seen_EBd = experts_EBd.index_select(0, self.expert_index_Tn.flatten())
         seen_TnBd = seen_EBd.view(-1, self._num_seen, *experts_EBd.shape[1:])
         mixed_TBd: Tensor = (weight_BTn.permute(1, 2, 0)[..., None] * seen_TnBd).sum(dim=1)

@@ -37,9 +37,9 @@ class RowInputs:
         request_width = self._request_RD.shape[1]
         request_weight, item_weight = torch.split(weight, [request_width, weight.shape[1] - request_width], dim=1)
         request_RN = F.linear(self._request_RD, request_weight, bias)
-        if len(request_RN) > 1:
-            request_RN = F.embedding(self._request_index_B, request_RN)
-        return torch.addmm(request_RN, self._item_BD, item_weight.t())
+        if len(request_RN) == 1:
+            return F.linear(self._item_BD, item_weight, request_RN[0])
+        return torch.addmm(F.embedding(self._request_index_B, request_RN), self._item_BD, item_weight.t())
 
     def split(self, row_offsets: Sequence[int]) -> list["RowInputs"]:
         """Returns the rows from each of `row_offsets` to the next one, whose first is 0 and last B."""

@@ -29,6 +29,7 @@ from model.network import Network, NetworkInputs, NetworkShape, scenario_slices
 from model.ple_levels import Level, PLEConfig
 from model.scenario_towers import ScenarioTowers
 from model.seeding import initialise
+from model.weighted_sum import weighted_sum
 
 
 class PLE(Network):
@@ -152,7 +153,7 @@ class PLE(Network):
                 own_M = heads_M
             else:
                 all_M, own_M = heads_M, [[u.split(row_offsets)[m] for u in banks] for m, banks in enumerate(heads_M)]
-            shared = RowInputs(sum(map(_mix_one, weights[1:], experts_M), _mix_one(weights[0], shared_sBe)))
+            shared = RowInputs(sum(map(weighted_sum, weights[1:], experts_M), weighted_sum(weights[0], shared_sBe)))
         heads, (shared_sBe, _) = last.heads(), last.shared.experts(shared)
         parts = [shared_sBe.new_empty(0, self.representation_width)]
         for m, start, stop in scenario_slices(row_offsets):
@@ -169,8 +170,3 @@ def _mix(weight_BTn: Tensor, own_BEe: Tensor, shared_Bse: Tensor) -> Tensor:
     own_BTke = own_BEe.view(num_rows, num_tasks, num_own, own_BEe.shape[2])
     own_BTe = (weight_BTn[:, :, :num_own, None] * own_BTke).sum(dim=2)
     return own_BTe + torch.bmm(weight_BTn[:, :, num_own:], shared_Bse)
-
-
-def _mix_one(weight_BK: Tensor, experts_KBe: Tensor) -> Tensor:
-    mixed_Be: Tensor = (weight_BK.t()[:, :, None] * experts_KBe).sum(dim=0)
-    return mixed_Be

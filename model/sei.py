@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from model.dropout import dropped_out
 from model.experts import GatedExperts
 from model.inputs import RowInputs
+from model.weighted_sum import weighted_sum
 
 GateActivation = Literal["none", "relu"]
 
@@ -48,8 +49,7 @@ class SubExpertIntegration(nn.Module):
         else:
             experts_KBd, gate_BK = self.experts(x)
         weight_BK = activated(gate_BK, self._gate_activation).softmax(dim=1)
-        mixed_Bd: Tensor = (weight_BK.t()[:, :, None] * experts_KBd).sum(dim=0)
-        return mixed_Bd
+        return weighted_sum(weight_BK, experts_KBd)
 
     def gate_weights(self, x: RowInputs) -> Tensor:
         """Returns g, [B, K]."""

@@ -53,4 +53,5 @@ def test_serving_gives_what_the_learner_scores() -> None:
     batch = learner.encode(columns(rng, 20, 64))
     learner.learn(batch, labels(rng, 64))
     served = ServingModel.from_full(SCHEMA, config, learner.trained.serving_full()).score(batch)
-    assert np.allclose(served, torch.from_numpy(learner.score(batch)).sigmoid().numpy(), rtol=0, atol=1e-6)
+    scored = torch.from_numpy(learner.score(batch)).sigmoid().numpy()
+    assert np.allclose(served, scored, rtol=0, atol=4e-3)  # a sum in another order may round to the next bfloat16
