@@ -42,7 +42,7 @@ def _read(value: bytes) -> pa.Table:
     try:
         table = pa.ipc.open_stream(pa.py_buffer(value)).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"outcomes: cannot be read: {_first_line(error)}") from error
     return table.combine_chunks()
 

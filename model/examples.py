@@ -149,7 +149,7 @@ class ExampleDecoder:
             with pa.ipc.open_stream(pa.py_buffer(message)) as reader:
                 table = reader.read_all()
             table.validate(full=True)
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise ExampleError(f"message of {len(message)} bytes is not an Arrow stream: {error}") from error
         policies = self._policies(table.schema.metadata or {})
         reader_of = _Columns(table.combine_chunks())
