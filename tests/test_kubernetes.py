@@ -121,7 +121,7 @@ def test_overlay_builds_into_what_fits_the_api(overlay: str, tmp_path: Path) -> 
         folder = tmp_path / "kubernetes/overlays/taken"
         folder.mkdir()
         components = [f"../../components/{name}" for name in ("blender", "openshift")]
-        images = [{"name": "freshrank", "newTag": "0.1.0"}]
+        images = kustomization(OVERLAYS / "production")["images"]
         wanted = {"namespace": "freshrank", "resources": ["../production"], "components": components, "images": images}
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
