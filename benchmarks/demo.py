@@ -4,13 +4,16 @@ Runs the demo as a user does, `freshrank up`, for a minute: embedded broker, Red
 the same cores. Ports of its own, so that a demo may be running beside it, though not to the good of the figures.
 
     python -m benchmarks.demo
+    python -m benchmarks.demo --seconds 40 --set trainer.max_wait_ms=20 --set join.commit_interval_ms=50
 """
 
+import argparse
 import json
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,12 +45,12 @@ def free_ports(number: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def run_demo(folder: Path, seconds: int) -> dict[str, Any]:
-    """Returns the report of a demo that ran for so long. Raises if it did not learn."""
+def run_demo(folder: Path, seconds: int, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the report of a demo that ran for so long with these settings changed. Raises if it did not learn."""
     *ports, ranker = free_ports(len(PORTS) + 1)
     settings = [f"{name}={value.format(port)}" for (name, value), port in zip(PORTS.items(), ports, strict=True)]
     settings += [f"ranker.server.port={ranker}", f"monitor.ranker=127.0.0.1:{ranker}"]
-    settings += [f"sim.requests_per_s={REQUESTS_PER_S}"]
+    settings += [f"sim.requests_per_s={REQUESTS_PER_S}", *changes]
     report = folder / "report.json"
     argv = [sys.executable, "-m", "freshrank.cli", "up", "--config", str(ROOT / "configs/demo.yaml")]
     argv += ["--for", str(seconds), "--report", str(report), "--dir", str(folder / "run"), "--log-level", "warning"]
@@ -57,14 +60,19 @@ def run_demo(folder: Path, seconds: int) -> dict[str, Any]:
     return found
 
 
-def measure(seconds: int = SECONDS) -> dict[str, Figure]:
-    """Returns P1 (p99, with p50 beside it), P11 and P12 of one run."""
+def measure(seconds: int = SECONDS, changes: Sequence[str] = ()) -> dict[str, Figure]:
+    """Returns P1 (p99, with p50 and the stages beside it), P11 and P12 of one run."""
     with tempfile.TemporaryDirectory() as folder:
-        report = run_demo(Path(folder), seconds)
+        report = run_demo(Path(folder), seconds, changes)
     fresh, rate = report["freshness_ms"], report["events_per_s"]
     note = f"one run of {report['seconds']:.0f} s from a cold start, {rate:.0f} events/s at its end"
+    stages = ", ".join(f"{name} {found['p50']:.0f} / {found['p99']:.0f}" for name, found in report["stages_ms"].items())
     return {
-        "P1": one_run(fresh["p99"], "ms", f"p99 of {fresh['n']} actions, p50 {fresh['p50']:.0f} ms; {note}"),
+        "P1": one_run(
+            fresh["p99"],
+            "ms",
+            f"p99 of {fresh['n']} actions, p50 {fresh['p50']:.0f} ms; stages, p50 / p99 in ms: {stages}; {note}",
+        ),
         "P11": one_run(report["memory_bytes"] / 2**30, "GiB", f"resident, most of all processes together; {note}"),
         "P12": one_run(report["time_to_first_changed_ranking_s"], "s", f"from the command to the change; {note}"),
     }
@@ -76,5 +84,9 @@ def one_run(value: float, unit: str, note: str) -> Figure:
 
 
 if __name__ == "__main__":
-    for goal, figure in measure().items():
+    parser = argparse.ArgumentParser(description="Measures the demo once.")
+    parser.add_argument("--seconds", type=int, default=SECONDS)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="changes")
+    asked = parser.parse_args()
+    for goal, figure in measure(asked.seconds, asked.changes).items():
         print(goal, figure.as_json())

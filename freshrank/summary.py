@@ -50,6 +50,7 @@ def run_report(
         "versions": {"served": whole(state["model"]["version"]), "learned_own_click": seen.learned_version},
         "freshness_ms": {"p50": state["freshness"]["p50_ms"], "p99": state["freshness"]["p99_ms"],
                          "n": whole(state["freshness"]["n"])},
+        "stages_ms": state["stages"],
         "events_per_s": state["flow"]["events_per_s"],
         "lift": state["lift"],
         "time_to_first_changed_ranking_s": times(since(seen.changed_ms, started_ms), 1e-3),

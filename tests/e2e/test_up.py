@@ -31,6 +31,7 @@ def test_ranking_was_served_by_a_snapshot_of_its_own_events(ended: UpRun) -> Non
     report = ended.report()
     assert report["learned"] is True
     assert report["freshness_ms"]["n"] > 0
+    assert all(stage["n"] > 0 and stage["p50"] is not None for stage in report["stages_ms"].values())
     assert report["versions"]["learned_own_click"] >= 1
     assert report["time_to_first_changed_ranking_s"] > 0
 
