@@ -48,7 +48,7 @@ chaos: $(INSTALLED) ## Torment joiners on real Kafka (KAFKA_HOME), then verify e
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)
 
 smoke: ## Run docker-compose.yml: everything healthy, a ranking that changes, the trainer killed; needs Docker
-	$(PYTHON) deploy/smoke.py
+	$(PYTHON) deploy/smoke.py $(SMOKE)
 
 docs: $(INSTALLED) ## Write the generated tables of docs/ anew from the code
 	$(BIN)/python -m freshrank.docs
