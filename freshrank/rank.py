@@ -107,7 +107,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
         raise ConfigError(f"blender.{error}") from error
     return Ranker(
         decoder=RequestDecoder(run.schema, run.ranker.limits, stats),
-        sequences=RedisSequenceReader(run.redis.address, run.ranker.sequence, stats, now_ms),
+        sequences=RedisSequenceReader(run.redis.address, run.ranker.sequence, stats, elapsed_ms),
         follower=SnapshotFollower(
             store, run.schema, stats, freshness, VersionChurn(blender, time.perf_counter), run.ranker.lane
         ),
@@ -120,6 +120,11 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
         elapsed_s=time.perf_counter,
         new_request_id=lambda: uuid.uuid4().hex,
     )
+
+
+def elapsed_ms() -> int:
+    """Returns ms on a clock that never goes back."""
+    return time.monotonic_ns() // 1_000_000
 
 
 def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
@@ -159,5 +164,4 @@ def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":
         *(("freshrank_ranker_freshness_stage_seconds", (stage,), found) for stage, found in fresh.stages.items()),
         ("freshrank_ranker_latency_seconds", (), ranker.stats.latency_ms),
     ):
-        bounds_s = tuple(bound / 1_000 for bound in histogram.bounds)
-        yield Buckets(name, bounds_s, tuple(histogram.counts), histogram.total / 1_000, labels)
+        yield Buckets.of_ms(name, histogram, labels)

@@ -116,7 +116,7 @@ class PublishGate:
         """Tells whether the window of data and labels is over."""
         if self._window_began_ms is None:
             return False
-        is_over = now_ms - self._window_began_ms >= self._config.window_ms
+        is_over = not 0 <= now_ms - self._window_began_ms < self._config.window_ms  # or the clock was set back
         return is_over or self._num_labels >= self._config.window_labels
 
     def close_window(self, *, now_ms: int, watermark_ms: int, grace_ms: int, rows_learned: int) -> list[Finding]:

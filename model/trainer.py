@@ -29,6 +29,7 @@ from model.gate_watch import GateWatch
 from model.intake import Intake
 from model.labels import LabelBatch
 from model.learner import Learner
+from model.pace import Pace
 from model.probe_set import Weights
 from model.progressive import MetricsConfig, ProgressiveMetrics
 from model.publish import Identity, Progress, Publisher, PublishStats
@@ -44,6 +45,8 @@ from model.trainer_stats import TrainerGauges, TrainerStats
 from stream.schema import SchemaConfig
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_PUBLISH_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +199,7 @@ class Trainer:
         self._skipped_in_row = 0
         self._publisher = self._new_publisher(last_version=0)
         self._published_step = 0
-        self._publish_due_ms = self._checkpoint_due_ms = now_ms()
+        self._until_publish, self._until_checkpoint = Pace(now_ms), Pace(now_ms)
         self._saved_positions: dict[int, Position] = {}
 
     @property
@@ -218,7 +221,7 @@ class Trainer:
             raise ValueError("source: none given; use train_message, or give one")
         self.resume()
         source.seek({partition: position.offset for partition, position in self._intake.positions.items()})
-        self._checkpoint_due_ms = self._now_ms() + self._config.checkpoint_interval_ms
+        self._until_checkpoint.wait(self._config.checkpoint_interval_ms)
         while not should_stop():
             finished = source.finished()
             is_at_end = set(finished) >= set(source.partitions())
@@ -250,7 +253,7 @@ class Trainer:
 
     def _has_waited(self) -> bool:
         oldest_ms = self._batcher.oldest_ms()
-        return oldest_ms is not None and self._now_ms() - oldest_ms >= self._config.max_wait_ms
+        return oldest_ms is not None and not 0 <= self._now_ms() - oldest_ms < self._config.max_wait_ms
 
     def _train(self, parts: list[Part]) -> None:
         """Learns one micro-batch, then moves the positions."""
@@ -370,7 +373,7 @@ class Trainer:
     def publish_if_due(self) -> Manifest | None:
         """Publishes if something was learned and the interval is over. Returns what went live, if anything."""
         is_new = self.learner.num_steps > self._published_step
-        if self._publisher is None or not is_new or self._now_ms() < self._publish_due_ms:
+        if self._publisher is None or not is_new or not self._until_publish.is_due():
             return None
         return self.publish()
 
@@ -383,7 +386,7 @@ class Trainer:
         if self._publisher is None:
             return None
         started_ms = self._now_ms()
-        self._publish_due_ms = started_ms + self._config.publish_interval_ms
+        self._until_publish.wait(self._config.publish_interval_ms)
         progress = Progress(
             step=self.learner.num_steps,
             watermark_ms=self.gauges.watermark_ms,
@@ -399,8 +402,8 @@ class Trainer:
             self._teachers.released(self.publish_stats.released)
         else:
             # A store that hangs costs a time-out per attempt: at most a quarter of the time goes into those.
-            ended_ms = self._now_ms()
-            self._publish_due_ms = max(self._publish_due_ms, ended_ms + 3 * (ended_ms - started_ms))
+            took_ms = min(max(0, self._now_ms() - started_ms), _LONGEST_PUBLISH_MS)  # or the clock was set meanwhile
+            self._until_publish.wait(max(self._config.publish_interval_ms - took_ms, 3 * took_ms))
         return manifest
 
     def _renew_teacher(self) -> None:
@@ -443,8 +446,8 @@ class Trainer:
         )
 
     def _checkpoint_if_due(self) -> None:
-        if self._now_ms() >= self._checkpoint_due_ms:
-            self._checkpoint_due_ms = self._now_ms() + self._config.checkpoint_interval_ms
+        if self._until_checkpoint.is_due():
+            self._until_checkpoint.wait(self._config.checkpoint_interval_ms)
             self.checkpoint()
 
     def checkpoint(self) -> Path | None:

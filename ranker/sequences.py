@@ -63,16 +63,17 @@ class RedisSequenceReader:
     While Redis does not answer, a breaker lets one request per `breaker.open_ms` try; the others go without at once.
     """
 
-    def __init__(self, url: str, config: SequenceConfig, stats: RankerStats, now_ms: Callable[[], int]) -> None:
+    def __init__(self, url: str, config: SequenceConfig, stats: RankerStats, elapsed_ms: Callable[[], int]) -> None:
+        """Takes `elapsed_ms`, a clock that never goes back: one that was set back would keep the breaker open."""
         self._redis = RedisGets(url)
         self._config = config
         self._stats = stats
-        self._now_ms = now_ms
+        self._elapsed_ms = elapsed_ms
         self._breaker = Breaker(config.breaker)
 
     async def read(self, user_id: str) -> SequenceRead:
         """See `SequenceReader.read`."""
-        if not self._breaker.allows(self._now_ms()):
+        if not self._breaker.allows(self._elapsed_ms()):
             return self._without("skipped")
         try:
             value = await self._redis.get(self._config.prefix + user_id, self._config.timeout_ms)
@@ -92,7 +93,7 @@ class RedisSequenceReader:
         self._stats.sequences_failed[reason] += 1
         if reason in ("timeout", "unavailable"):
             was_open = self._breaker.is_open
-            self._breaker.failed(self._now_ms())
+            self._breaker.failed(self._elapsed_ms())
             if self._breaker.is_open and not was_open:
                 logger.warning("Redis does not answer, requests go on without sequences: reason=%s", reason)
         return SequenceRead(EMPTY, is_degraded=True)
