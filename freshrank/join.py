@@ -27,6 +27,8 @@ GROUP_ID = "freshrank-joiner"
 MAX_POLL_INTERVAL = "max.poll.interval.ms"
 DEFAULT_MAX_POLL_INTERVAL_MS = 120_000
 """What `stream.kafka_log` sets where `kafka.client` does not: then a silent member's partitions are given to others."""
+CALL_LIMIT_S = 10.0
+"""No step of a transaction may take longer: it is to come back after half of that, whatever the broker does."""
 GC_THRESHOLDS = (50_000, 20, 100)
 """Open slates live long and hold no cycles; at Python's defaults looking for some takes 40 % of the joiner's time."""
 
@@ -69,7 +71,13 @@ def join(run: RunConfig, instance: str | None) -> None:
         joiner = Joiner(run.schema, run.join, member, producer, run.kafka, now_ms, spill)
         serve_metrics("joiner", addresses(run.monitor.joiner)[0], lambda: readings(joiner), heartbeat.problem)
         _logger.info("Joining. schema=%s commit_interval_ms=%s", run.schema.schema_hash(), run.join.commit_interval_ms)
-        with Watchdog(heartbeat.should_stop, turn_limit_s(run.kafka), end_process) as watchdog:
+        with Watchdog(
+            heartbeat.should_stop,
+            turn_limit_s(run.kafka),
+            end_process,
+            call=lambda: producer.call,
+            call_limit_s=CALL_LIMIT_S,
+        ) as watchdog:
             joiner.run(watchdog.should_stop)
         _logger.info("Stopped after the last commit. commits=%s", joiner.num_commits)
     finally:

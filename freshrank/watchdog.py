@@ -5,6 +5,7 @@ process would keep its partitions and do nothing with them. The only way out is 
 done again by the next owner, as after any crash.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -18,15 +19,27 @@ _TICK_S = 1.0
 class Watchdog:
     """Watches a loop that asks `should_stop` at each turn; a turn of more than `limit_s` ends the process.
 
-    The limit is counted in ticks of this process, not on a clock: time in which the process was stopped does not count.
+    So does one call of the client library of more than `call_limit_s`: `call` returns the number of the call that is
+    waited for, None if none is. Limits are counted in ticks of this process, not on a clock: time in which the process
+    was stopped does not count.
     """
 
     def __init__(
-        self, should_stop: Callable[[], bool], limit_s: float, end: Callable[[float], None], *, tick_s: float = _TICK_S
+        self,
+        should_stop: Callable[[], bool],
+        limit_s: float,
+        end: Callable[[float], None],
+        *,
+        call: Callable[[], int | None] = lambda: None,
+        call_limit_s: float = math.inf,
+        tick_s: float = _TICK_S,
     ) -> None:
         self._should_stop = should_stop
-        self._limit_s = limit_s
         self._end = end
+        self._watched: tuple[tuple[Callable[[], int | None], float], ...] = (
+            (lambda: self._num_turns, limit_s),
+            (call, call_limit_s),
+        )
         self._tick_s = tick_s
         self._num_turns = 0
         self._is_over = threading.Event()
@@ -46,13 +59,16 @@ class Watchdog:
         return self._should_stop()
 
     def _watch(self) -> None:
-        seen, stood_still_s = self._num_turns, 0.0
+        seen = [look() for look, _ in self._watched]
+        stood_still_s = [0.0] * len(seen)
         while not self._is_over.wait(self._tick_s):
-            stood_still_s = stood_still_s + self._tick_s if seen == self._num_turns else 0.0
-            seen = self._num_turns
-            if stood_still_s >= self._limit_s:
-                self._end(stood_still_s)
-                return
+            for n, (look, limit_s) in enumerate(self._watched):
+                now = look()
+                stood_still_s[n] = stood_still_s[n] + self._tick_s if now is not None and now == seen[n] else 0.0
+                seen[n] = now
+                if stood_still_s[n] >= limit_s:
+                    self._end(stood_still_s[n])
+                    return
 
 
 def end_process(stood_still_s: float) -> None:

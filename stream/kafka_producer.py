@@ -123,8 +123,15 @@ class KafkaTransactionalProducer(_Writing):
         super().__init__(config, ours, {"linger.ms": 5, "queue.buffering.max.kbytes": 131_072})
         self._is_open = False
         self._is_fatal = False
+        self._num_calls = 0
+        self._call: int | None = None
         self._connection.check(self._producer, REQUEST_TIMEOUT_S)
         self._try("registering the producer", self._producer.init_transactions)
+
+    @property
+    def call(self) -> int | None:
+        """Number of the client's call that is being waited for; one that hangs never comes back, whatever its limit."""
+        return self._call
 
     def begin(self) -> None:
         """Opens a transaction."""
@@ -180,12 +187,16 @@ class KafkaTransactionalProducer(_Writing):
     def _try(self, doing: str, step: Callable[[float], None]) -> None:
         """Does one step of a transaction, again as long as librdkafka says that this makes sense."""
         for attempt in range(_ATTEMPTS):
+            self._num_calls += 1
+            self._call = self._num_calls
             try:
                 step(_ATTEMPT_TIMEOUT_S)
                 return
             except KafkaException as error:
                 if not error.args[0].retriable() or attempt == _ATTEMPTS - 1:
                     raise self._ended(error, doing) from error
+            finally:
+                self._call = None
 
     def _ended(self, error: KafkaException, doing: str) -> Exception:
         """Returns what to raise for an error that ends the transaction, after dropping what can be dropped."""

@@ -117,6 +117,10 @@ class TransactionalProducer(Protocol):
     generation of the group, has taken over; the process must stop without committing.
     """
 
+    @property
+    def call(self) -> int | None:
+        """Number of the client's call that is being waited for; None if none is. May be read from another thread."""
+
     def begin(self) -> None:
         """Opens a transaction."""
 

@@ -159,6 +159,11 @@ class MemoryTransactionalProducer:
         self._epoch = broker.open_producer(transactional_id)
         self._crashes = crashes or CrashSchedule()
 
+    @property
+    def call(self) -> int | None:
+        """Returns None: nobody waits here."""
+        return None
+
     def begin(self) -> None:
         """Opens a transaction."""
         self._broker.transaction(self._id, self._epoch)
