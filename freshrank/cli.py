@@ -26,6 +26,10 @@ COMMANDS = {
     "blend": CommandRow("freshrank.blend:blend", "Learns the weights of the utility from explored requests."),
     "simulate": CommandRow("freshrank.simulate:simulate", "Acts as the users of a world with known truth."),
     "monitor": CommandRow("freshrank.monitor:monitor", "Serves the live page."),
+    "probe": CommandRow(
+        "freshrank.probe_command:probe",
+        "Acts as a made-up user once in a while and measures when the rankings know it.",
+    ),
     "replay": CommandRow(
         "freshrank.replay:replay",
         "Replays the recorded log in FOLDER: the same joiner and trainer as live, in one process, driven by event time.",  # noqa: E501 - as in its own help,

@@ -8,7 +8,7 @@ import importlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Literal, NamedTuple, cast, get_type_hints
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_type_hints
 from wsgiref.types import WSGIApplication
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest, make_wsgi_app, start_http_server
@@ -21,6 +21,9 @@ from freshrank.doors import api_tokens, with_tokens
 from freshrank.exits import CommandError, ExitCode
 from freshrank.field_docs import field_texts
 from freshrank.health import with_health
+
+if TYPE_CHECKING:
+    from ranker.stats import Histogram
 
 MetricType = Literal["counter", "gauge", "histogram"]
 
@@ -50,6 +53,12 @@ class Buckets(NamedTuple):
     counts: tuple[int, ...]
     total: float
     labels: tuple[str, ...] = ()
+
+    @classmethod
+    def of_ms(cls, name: str, histogram: "Histogram", labels: tuple[str, ...] = ()) -> "Buckets":
+        """Returns a histogram of ms in seconds."""
+        bounds_s = tuple(bound / 1_000 for bound in histogram.bounds)
+        return cls(name, bounds_s, tuple(histogram.counts), histogram.total / 1_000, labels)
 
 
 Read = Callable[[], Iterable[Reading | Buckets]]
@@ -233,6 +242,12 @@ OTHERS = (
         _CELL,
         "Times the calibration of what is served changed (ADWIN).",
     ),
+    MetricRow(
+        "freshrank_probe_freshness_seconds",
+        "histogram",
+        (),
+        "From the probe's own actions to a ranking by a version whose watermark has passed them, over HTTP.",
+    ),
     MetricRow("freshrank_simulator_rate_requests", "gauge", (), "Mean rate of the arrivals now, per second."),
     MetricRow("freshrank_simulator_bots_ratio", "gauge", (), "Share of the requests that are bots' now."),
     MetricRow("freshrank_simulator_open_ratio", "gauge", ("scenario",), "1 for a scenario that has come up, else 0."),
@@ -257,6 +272,7 @@ COUNTERS: Mapping[str, str] = {
     "ranker": "ranker.stats:RankerStats",
     "blender": "freshrank.blend_stats:BlendStats",
     "simulator": "sim.loop:SimCounters",
+    "probe": "freshrank.live_probe:ProbeCounters",
     "agents": "stream.agents_config:AgentCounters",
 }
 """Area and the dataclass whose integer fields become `freshrank_<area>_<field>_total`, documented by its strings."""

@@ -112,6 +112,8 @@ class MonitorConfig:
     """The same for the simulator; empty where there is none."""
     ranker: str = "127.0.0.1:8620"
     """The same for the rankers, whose HTTP service answers `/metrics` too; the page's requests go to the first."""
+    probe: str = "127.0.0.1:8616"
+    """`host:port` of the probe's `/metrics` (`freshrank probe`); the page does not ask for it."""
     interval_ms: int = 1_000
     """How often everything is scraped; at least 200."""
     history_s: int = 600
@@ -133,7 +135,7 @@ class MonitorConfig:
             raise ValueError(f"history_s: {self.history_s} is not allowed; at least 10")
         if self.controls and self.host not in LOOPBACK:
             raise ValueError(f"controls: true is not allowed with host {self.host}; only with {', '.join(LOOPBACK)}")
-        for process in PROCESSES:
+        for process in (*PROCESSES, "probe"):
             for address in addresses(getattr(self, process)):
                 if not re.fullmatch(r"[^:\s]+:\d{1,5}", address):
                     raise ValueError(f"{process}: {show(address)} is not host:port")

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from freshrank import agents, blend, join, rank, simulate, stages, train
+from freshrank import agents, blend, join, probe_command, rank, simulate, stages, train
 from freshrank.board import RATES
 from freshrank.exits import CommandError, ExitCode
 from freshrank.metrics import (
@@ -54,7 +54,7 @@ def test_every_metric_is_named_by_the_grammar_once_and_explained() -> None:
     names = [row.name for row in table]
     assert len(names) == len(set(names))
     for row in table:
-        assert re.fullmatch(r"freshrank_(joiner|trainer|ranker|blender|agents|simulator)_[a-z0-9_]+", row.name)
+        assert re.fullmatch(r"freshrank_(joiner|trainer|ranker|blender|agents|simulator|probe)_[a-z0-9_]+", row.name)
         assert row.name.endswith(UNITS), row.name
         assert (row.type == "counter") == row.name.endswith("_total"), row.name
         assert row.help, row.name
@@ -67,7 +67,9 @@ def test_page_reads_only_metrics_of_the_table() -> None:
     assert stages.STAGES == STAGES
 
 
-@pytest.mark.parametrize("process", [join, train, rank, blend, agents, simulate], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "process", [join, train, rank, blend, agents, simulate, probe_command], ids=lambda module: module.__name__
+)
 def test_process_shows_what_the_table_says_of_it_and_nothing_else(process: ModuleType) -> None:
     texts = texts_of(inspect.getsource(process))
     names = {text for text in texts if text.startswith("freshrank_")}
