@@ -8,7 +8,7 @@ class OnlineMetricsConfig:
     """Online metrics of what was served; off: none of them, and `examples` is not read."""
 
     enabled: bool = True
-    """Whether they are kept. They cost a few percent of a core and 80 MB."""
+    """Whether they are kept. They cost a few percent of a core and 150 MB."""
     window_labels: int = 5_000
     """Labels in the window of each scenario, task and partition, the newest; at least 1."""
     cohort_labels: int = 2_000
@@ -17,7 +17,7 @@ class OnlineMetricsConfig:
     """Labels whose calibration error is one value for the drift detector; at least 1."""
     drift_delta: float = 0.002
     """ADWIN's significance: smaller alarms later and less often by chance; more than 0, less than 1."""
-    max_held: int = 20_000
+    max_waiting: int = 20_000
     """Labels of each scenario, task and partition that wait for their window to close; more go on unwaited."""
     max_scenarios: int = 64
     """Scenarios that have figures; labels of others are counted and left out. At least 1."""
@@ -31,7 +31,7 @@ class OnlineMetricsConfig:
             ("window_labels", 1),
             ("cohort_labels", 1),
             ("drift_block_labels", 1),
-            ("max_held", 0),
+            ("max_waiting", 0),
             ("max_scenarios", 1),
             ("interval_ms", 10),
         ):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from stream.exceptions import DecodeError
-from stream.schema import KIND_CODE, SETTLED_KINDS
+from stream.schema import KIND_CODE, KINDS, SETTLED_KINDS
 
 Labels = npt.NDArray[np.void]
 """Rows of `LABEL`."""
@@ -22,7 +22,8 @@ LABEL = np.dtype([("close_ms", "<i8"), ("version", "<i8"), ("score", "<f4"), ("l
 Cell = tuple[str, str]
 """Scenario and task."""
 
-_SETTLED = [KIND_CODE[kind] for kind in SETTLED_KINDS]
+_IS_SETTLED = np.isin(np.arange(len(KINDS)), [KIND_CODE[kind] for kind in SETTLED_KINDS])
+"""By the kind's code."""
 
 
 class SettledMessage(NamedTuple):
@@ -47,52 +48,54 @@ def read_settled(message: bytes, tasks: Sequence[str]) -> SettledMessage:
     Raises:
         DecodeError: not Arrow, a column that is missing or of another type, a score or label that is none.
     """
-    names = ["scenario", "ts", "emitted_watermark_ms", "snapshot", "item_id"]
-    names += [f"{part}.{task}" for task in tasks for part in ("served", "label", "kind")]
     try:
         with pa.ipc.open_stream(pa.py_buffer(message)) as reader:
-            table = reader.read_all().select(names).combine_chunks()
-        table.validate(full=True)
-        return _read({name: _array(table, name) for name in names}, table.schema.metadata or {}, tasks)
-    except (pa.ArrowException, msgspec.MsgspecError, KeyError, ValueError, TypeError, OSError, EOFError) as error:
+            batch = reader.read_next_batch()
+        names = ["scenario", "ts", "emitted_watermark_ms", "snapshot", "item_id"]
+        names += [f"{part}.{task}" for task in tasks for part in ("served", "label", "kind")]
+        batch = batch.select(names)
+        batch.validate(full=True)
+        return _read(batch, batch.schema.metadata or {}, tasks)
+    except (pa.ArrowException, msgspec.MsgspecError, LookupError, ValueError, TypeError, OSError, EOFError) as error:
         raise DecodeError(f"examples: {error}") from error
+    except StopIteration as error:
+        raise DecodeError("examples: no record batch; one is needed") from error
 
 
-def _read(columns: Mapping[str, Any], metadata: Mapping[bytes, bytes], tasks: Sequence[str]) -> SettledMessage:
-    lengths_R = np.diff(columns["item_id"].offsets.to_numpy())
-    ts_R, version_R = columns["ts"].to_numpy(), columns["snapshot"].to_numpy()
-    encoded = columns["scenario"].dictionary_encode()
+def _read(batch: Any, metadata: Mapping[bytes, bytes], tasks: Sequence[str]) -> SettledMessage:
+    lengths_R = np.diff(batch["item_id"].offsets.to_numpy())
+    ts_R, version_R = batch["ts"].to_numpy(), batch["snapshot"].to_numpy()
+    encoded = batch["scenario"].dictionary_encode()
     scenario_N = np.repeat(encoded.indices.to_numpy(), lengths_R)
     scenarios = encoded.dictionary.to_pylist()
+    labels_N = np.empty(len(scenario_N), LABEL)
+    labels_N["version"] = np.repeat(version_R, lengths_R)
     found: dict[Cell, Labels] = {}
     num_unscored = 0
     for task in tasks:
         policy = msgspec.json.decode(metadata[f"policy.{task}".encode()], type=_Policy)
-        score_N, label_N, kind_N = (_flat(columns[f"{part}.{task}"]) for part in ("served", "label", "kind"))
-        is_settled_N = np.isin(kind_N, _SETTLED)
+        score_N, label_N, kind_N = (_values(batch[f"{part}.{task}"]) for part in ("served", "label", "kind"))
+        if (kind_N < 0).any():
+            raise ValueError(f"kind.{task}: negative codes are not allowed")
+        is_settled_N = _IS_SETTLED[kind_N]
+        if not is_settled_N.any():
+            continue
         is_scored_N = is_settled_N & ~np.isnan(score_N)
         num_unscored += int(is_settled_N.sum() - is_scored_N.sum())
-        labels_N = np.empty(len(scenario_N), LABEL)
-        labels_N["close_ms"] = np.repeat(ts_R + policy.window_ms + policy.grace_ms, lengths_R)
-        labels_N["version"] = np.repeat(version_R, lengths_R)
+        labels_N["close_ms"] = np.repeat(ts_R + (policy.window_ms + policy.grace_ms), lengths_R)
         labels_N["score"], labels_N["label"] = score_N, label_N
         _check(task, labels_N[is_scored_N])
         for index, scenario in enumerate(scenarios):
-            is_wanted_N = is_scored_N & (scenario_N == index)
-            if is_wanted_N.any():
-                found[scenario, task] = labels_N[is_wanted_N]
-    watermarks_R = columns["emitted_watermark_ms"].to_numpy()
+            labels = labels_N[is_scored_N & (scenario_N == index)]
+            if len(labels):
+                found[scenario, task] = labels
+    watermarks_R = batch["emitted_watermark_ms"].to_numpy()
     return SettledMessage(found, int(watermarks_R[-1]) if len(watermarks_R) else -1, num_unscored)
 
 
-def _array(table: Any, name: str) -> Any:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
-
-
-def _flat(array: Any) -> npt.NDArray[Any]:
+def _values(array: Any) -> npt.NDArray[Any]:
     """Returns a list column item by item; NaN where a float is missing."""
-    values: npt.NDArray[Any] = array.flatten().to_numpy(zero_copy_only=False)
+    values: npt.NDArray[Any] = array.values.to_numpy(zero_copy_only=False)
     return values
 
 

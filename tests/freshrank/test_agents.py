@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 
 from freshrank.agents import readings
-from freshrank.board import Scrape
 from freshrank.metrics import exposition, registry
+from freshrank.scrape import Scrape
 from stream.agents_config import AgentCounters
 from stream.online_figures import figures
 from stream.online_metrics import PartitionMetrics
@@ -28,7 +28,7 @@ class FakeAgents:
         rng = np.random.default_rng(1)
         for version, score in RATES.items():
             labels = served(np.full(1_000, score), rng.random(1_000) < 0.2, version=version)
-            self._metrics.fold(version, SettledMessage({CELL: labels}, 1, 0))
+            self._metrics.fold(version, SettledMessage({CELL: labels}, 1_000 * version, 0))
 
     def figures(self):
         return figures([self._metrics])
