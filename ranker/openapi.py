@@ -82,6 +82,8 @@ def openapi_document(version: str) -> dict[str, Any]:
                 for status, kind in e.answers.items()
             },
         }
+        if 401 not in e.answers:
+            operation["security"] = []
         if e.body is not None:
             operation["requestBody"] = {"required": True, "content": content(e.body)}
         paths.setdefault(e.path, {})[e.method] = operation

@@ -85,5 +85,5 @@ def decode_version(data: bytes) -> BlenderVersion:
         found = json.loads(body)
         names = {f.name for f in fields(BlenderVersion)}
         return BlenderVersion(**{name: found[name] for name in names if name != "tasks"}, tasks=tuple(found["tasks"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise BlenderVersionError("format", f"no version of a blender: {type(error).__name__}: {error}") from error
