@@ -50,6 +50,7 @@ def of_cells(metric: str) -> str:
     return f'{metric}{{task=~"$task",scenario=~"$scenario"}}'
 
 
+PROBED = "freshrank_probe_freshness_seconds"
 FRESH, STAGE = "freshrank_ranker_freshness_seconds", "freshrank_ranker_freshness_stage_seconds"
 TRAINED, JOINED, RANKED = "freshrank_trainer_", "freshrank_joiner_", "freshrank_ranker_"
 DRIFT = of_cells("freshrank_agents_drift_alarms_total")
@@ -75,7 +76,13 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Freshness by stage, p99", {"{{stage}}": quantile(0.99, STAGE, "le, stage")}, "s"),
         Panel("Stages made negative by clocks", {"{{stage}}": rate(f"{RANKED}freshness_negative_total", "stage")}),
-        Panel("Alerts", {"{{alertname}}": 'ALERTS{alertstate="firing"}'}, kind="state-timeline"),
+        Panel(
+            "Freshness as the probe sees it",
+            {"p50": quantile(0.5, PROBED), "p99": quantile(0.99, PROBED)},
+            "s",
+            text="Measured over HTTP by `freshrank probe`, where it runs.",
+        ),
+        Panel("Alerts", {"{{alertname}}": 'ALERTS{alertstate="firing"}'}, width=24, kind="state-timeline"),
     ],
     "Quality of the model": [
         Panel(

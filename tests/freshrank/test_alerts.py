@@ -22,7 +22,8 @@ GROUPS: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"]
 ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule}
 JOBS = [job["job_name"] for job in yaml.safe_load((ROOT / "docker/prometheus.yml").read_text())["scrape_configs"]]
 MINUTES = 20
-AT = {job: f'{{job="{job}",instance="{job}"}}' for job in JOBS} | {"blender": '{job="blender",instance="blender"}'}
+AT = {job: f'{{job="{job}",instance="{job}"}}' for job in JOBS}
+AT |= {job: f'{{job="{job}",instance="{job}"}}' for job in ("blender", "probe")}  # not part of every run
 
 FRESH = "freshrank_ranker_freshness_seconds"
 CELL = 'job="trainer",instance="trainer",task="click",scenario="all"'
@@ -69,6 +70,8 @@ QUIET = {
     f"freshrank_trainer_window_positives{{{CELL}}}": "5000",
     f"freshrank_agents_redis_failures_total{AT['agents']}": "0",
     'freshrank_agents_drift_alarms_total{job="agents",instance="agents",task="click",scenario="home"}': "0",
+    f"freshrank_probe_missed_total{AT['probe']}": "0",
+    f"freshrank_probe_failures_total{AT['probe']}": "0",
     f"freshrank_blender_rollbacks_total{AT['blender']}": "0",
     f"freshrank_blender_exploration_trips_total{AT['blender']}": "0",
 }
@@ -93,6 +96,7 @@ FAULTS: dict[str, dict[str, str]] = {
     "FreshnessBudgetBurnsSlowly": {series(f"{FRESH}_bucket"): "0+920x{n}"},
     "ModelTooOld": {series("freshrank_ranker_model_age_seconds"): "2+60x{n}"},
     "NoModel": {series("freshrank_ranker_version"): "0"},
+    "ProbeMisses": {series("freshrank_probe_missed_total"): TWICE_A_MINUTE},
     "ClocksDiffer": {series("freshrank_ranker_freshness_negative_total"): "0+400x{n}"},
     "JoinerDown": {series("up", job="joiner"): "0"},
     "TrainerDown": {series("up", job="trainer"): "0"},
