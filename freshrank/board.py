@@ -103,7 +103,7 @@ class Board:
         """Returns everything the page shows but the curves, as JSON can say it."""
         return self._state | {"events": self.timeline.events()}
 
-    def history(self, since_ms: int = 0) -> dict[str, list[float | None]]:
+    def history(self, since_ms: int = -1) -> dict[str, list[float | None]]:
         """Returns the curves after a moment as columns of equal length, oldest first; `t_ms` says when."""
         points = [(t_ms, point) for t_ms, point in self._history if t_ms > since_ms]
         names = dict.fromkeys(name for _, point in points for name in point)

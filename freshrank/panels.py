@@ -6,7 +6,7 @@ from typing import Any, get_args
 from freshrank.scrape import Figures, Labels
 from model.gate_report import State
 
-JOINER, AGENTS = "freshrank_joiner_", "freshrank_agents_online_"
+JOINER = "freshrank_joiner_"
 Numbers = dict[str, float | None]
 
 
@@ -134,13 +134,24 @@ def gates(figures: Figures) -> list[dict[str, Any]]:
 
 
 def online(figures: Figures) -> list[dict[str, Any]]:
-    """Returns the agents' figures of served rankings: a row per metric and labels; empty without them."""
-    return [
-        {"name": name.removeprefix(AGENTS).removesuffix("_ratio"), "labels": list(labels), "value": value}
-        for name in figures.names(AGENTS)
-        if name.endswith("_ratio")
-        for labels, value in figures.of(name)
-    ]
+    """Returns the agents' figures of the rankings that were served, a row per scenario and task; empty without them."""
+
+    def row(scenario: str, task: str) -> dict[str, Any]:
+        labels = (scenario, task)
+        cohorts = ("current", "previous")
+        calibration = {
+            cohort: figures.worst("freshrank_agents_online_calibration_ratio", cohort, *labels) for cohort in cohorts
+        }
+        return {
+            "scenario": scenario,
+            "task": task,
+            "auc": figures.worst("freshrank_agents_online_auc_ratio", *labels),
+            "ctr": figures.worst("freshrank_agents_online_ctr_ratio", *labels),
+            "calibration": calibration,
+            "drift": figures.number("freshrank_agents_drift_alarms_total", *labels),
+        }
+
+    return [row(*labels) for labels in dict.fromkeys(at for at, _ in figures.of("freshrank_agents_online_ctr_ratio"))]
 
 
 def traffic(figures: Figures) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """What processes said when they were asked for their metrics."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client.parser import text_string_to_metric_families
+_SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPES = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
 
 Labels = tuple[str, ...]
 """Values of a sample's labels, ordered by the labels' names."""
@@ -20,21 +23,33 @@ class Scrape:
     def parse(cls, text: str) -> "Scrape":
         """Returns the samples of a Prometheus text exposition.
 
+        Read here and not by the client library, which takes four times as long: every process is read every second.
+
         >>> Scrape.parse('requests_total{reason="late"} 3.0').value("requests_total", "late")
         3.0
         """
-        return cls(
-            {
-                (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-                for family in text_string_to_metric_families(text)
-                for sample in family.samples
-            }
-        )
+        samples = {}
+        for line in text.split("\n"):
+            if not line or line.startswith("#"):
+                continue
+            found = _SAMPLE.match(line)
+            if found is None:
+                raise ValueError(f"not a sample: {line!r}")
+            name, labels, value = found.groups()
+            samples[name, _values(labels) if labels else ()] = float(value)
+        return cls(samples)
 
     def value(self, name: str, *labels: str) -> float | None:
         """Returns one sample; None if the process does not have it or it is not a number."""
         found = self.samples.get((name, labels))
         return None if found is None or math.isnan(found) else found
+
+
+def _values(labels: str) -> Labels:
+    values = [value for _, value in sorted(_LABEL.findall(labels))]
+    return tuple(
+        re.sub(r"\\.", lambda at: _ESCAPES.get(at[0], at[0]), value) if "\\" in value else value for value in values
+    )
 
 
 class Figures:

@@ -56,8 +56,8 @@ def quantile_of(counts: Mapping[float, float], quantile: float) -> float | None:
 
     What lies beyond the last finite bound is that bound.
 
-    >>> quantile_of({0.1: 50.0, 0.2: 100.0, float("inf"): 100.0}, 0.75)
-    0.15
+    >>> quantile_of({0.1: 50.0, 0.2: 100.0, float("inf"): 100.0}, 0.5)
+    0.1
     """
     bounds = sorted(counts)
     if not bounds or counts[bounds[-1]] <= 0:

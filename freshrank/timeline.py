@@ -27,6 +27,7 @@ class Timeline:
         self._events: deque[dict[str, Any]] = deque(maxlen=KEEP)
         self._before: State | None = None
         self._down_ms: dict[str, int] = {}
+        self._told: set[str] = set()
         self._was_fresh = False
         self._behind_ms: int | None = None
         self._behind_version = 0.0
@@ -51,17 +52,24 @@ class Timeline:
         self._versions(now_ms, before, state)
 
     def _processes(self, now_ms: int, before: State, state: State) -> None:
+        """Tells who does not answer, from the second time on: one that is only slow once is no news."""
         for old, new in zip(before["processes"], state["processes"], strict=True):
             name = new["name"]
             if old["up"] and not new["up"]:
                 self._down_ms[name] = now_ms
-                self.note(now_ms, "fault", f"{name} does not answer")
-                self._fall_behind(now_ms, before)
-            elif new["up"] and not old["up"] and name in self._down_ms:
-                seconds = (now_ms - self._down_ms.pop(name)) / 1_000
-                how = "restarted" if new["restarts"] > old["restarts"] else "the same process"
+            elif not new["up"] and name in self._down_ms and name not in self._told:
+                self._told.add(name)
+                self.note(self._down_ms[name], "fault", f"{name} does not answer")
+                self._fall_behind(self._down_ms[name], before)
+            if not new["up"]:
+                continue
+            seconds = (now_ms - self._down_ms.pop(name, now_ms)) / 1_000
+            is_new = new["restarts"] > old["restarts"]
+            if name in self._told:
+                self._told.remove(name)
+                how = "restarted" if is_new else "the same process"
                 self.note(now_ms, "well", f"{name} answers again after {seconds:.1f} s, {how}")
-            elif new["restarts"] > old["restarts"]:
+            elif is_new:
                 self.note(now_ms, "fault", f"{name} was restarted between two looks")
                 self._fall_behind(now_ms, before)
 
@@ -91,17 +99,17 @@ class Timeline:
         old, new = before["gate"], state["gate"]
         if new["state"] in _GATE and new["state"] != self._judged:
             if self._judged is not None or new["state"] != "pass":
-                self.note(now_ms, "gate", f"gate: {_GATE[new['state']]}")
+                self.note(now_ms, "gate", _GATE[new["state"]])
             self._judged = new["state"]
         rejected = (new["rejected"] or 0) - (old["rejected"] or 0)
         if rejected > 0:
-            self.note(now_ms, "gate", f"gate: {_versions(rejected)} rejected, the one before goes on serving")
+            self.note(now_ms, "gate", f"{_versions(rejected)} rejected, the one before goes on serving")
         for what, begun, over in (
             ("holding", "learning waits until data are in order", "learning goes on"),
             ("frozen", "publishing is frozen", "publishing goes on"),
         ):
             if bool(new[what]) != bool(old[what]) and new[what] is not None:
-                self.note(now_ms, "gate", f"gate: {begun if new[what] else over}")
+                self.note(now_ms, "gate", begun if new[what] else over)
 
     def _versions(self, now_ms: int, before: State, state: State) -> None:
         old, new = before["model"]["version"] or 0.0, state["model"]["version"] or 0.0

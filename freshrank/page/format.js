@@ -3,7 +3,7 @@
 const missing = (v) => v === null || v === undefined || Number.isNaN(v);
 
 export const whole = (v) => (missing(v) ? "–" : Math.round(v).toLocaleString("en"));
-export const fixed = (v, digits = 3) => (missing(v) ? "–" : v.toFixed(digits));
+export const fixed = (v, digits = 3) => (missing(v) ? "–" : v.toFixed(digits).replace("-", "−"));
 export const percent = (v) => (missing(v) ? "–" : `${Math.round(100 * v)} %`);
 
 /** A rate per second: two digits while it is small. */
@@ -13,8 +13,8 @@ export function duration(ms) {
   if (missing(ms)) return "–";
   if (ms < 1000) return `${Math.round(ms)} ms`;
   if (ms < 60_000) return `${(ms / 1000).toFixed(1)} s`;
-  const minutes = Math.floor(ms / 60_000);
-  return minutes < 60 ? `${minutes} min ${Math.round((ms % 60_000) / 1000)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  const seconds = Math.round(ms / 1000), minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes} min ${seconds % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
 export const bytes = (v) => (missing(v) ? "–" : v < 1e9 ? `${Math.round(v / 2 ** 20)} MiB` : `${(v / 2 ** 30).toFixed(2)} GiB`);

@@ -1,6 +1,7 @@
 // "Be a user": one user, one set of candidates; act on an item and watch the same candidates being ranked again.
 
 import { duration, el, fixed, percent } from "./format.js";
+import { getJson, postJson } from "./http.js";
 
 const REFRESH_MS = 500;
 const AFTER_MS = 1_500; // how long the list goes on being refreshed after the model has learned the action
@@ -167,13 +168,3 @@ function show(name, value) {
 }
 
 function tell(text) { story.textContent = text; }
-
-export async function getJson(url, options) {
-  const answer = await fetch(url, options);
-  const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.error ?? body.detail ?? `HTTP ${answer.status}`);
-  return body;
-}
-
-const postJson = (url, body) =>
-  getJson(url, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });

@@ -66,6 +66,62 @@ def test_history_is_bounded_and_its_columns_stay_equal() -> None:
     assert shown.history()["t_ms"] == [4_000, 5_000, 6_000]
 
 
+def test_history_after_a_moment_is_what_has_come_since() -> None:
+    shown = board()
+    for second in range(4):
+        shown.observe(1_000 * second, {"ranker-1": scrape(freshrank_ranker_model_age_seconds=float(second))})
+    newer = shown.history(since_ms=1_000)
+    assert (newer["t_ms"], newer["model_age_ms"]) == ([2_000, 3_000], [2_000.0, 3_000.0])
+    assert shown.history(since_ms=9_000) == {"t_ms": []}
+
+
+def test_curve_of_a_scenario_that_comes_later_has_gaps_before() -> None:
+    shown = board()
+    ne = "freshrank_trainer_normalized_entropy_ratio"
+    shown.observe(0, {"trainer": Scrape({(ne, ("home", "click")): 0.9})})
+    both = {(ne, ("home", "click")): 0.8, (ne, ("zoo", "click")): 1.1}
+    shown.observe(1_000, {"trainer": Scrape(both | {("freshrank_trainer_window_rows", ("zoo", "click")): 1.0})})
+    history = shown.history()
+    assert (history["ne.click.home"], history["ne.click.zoo"]) == ([0.9, 0.8], [None, 1.1])
+
+
+def test_gates_attention_and_weights_are_shown_by_name() -> None:
+    trainer = {
+        ("freshrank_trainer_scenario_attention_ratio", ("zoo", "home")): 1.0,
+        ("freshrank_trainer_gate_ratio", ("click.0", "cgc", "home", "click")): 0.3,
+        ("freshrank_trainer_gate_ratio", ("shared.0", "cgc", "home", "click")): 0.7,
+    }
+    ranker = {("freshrank_ranker_blender_weight_ratio", ("home", "click")): 2.5}
+    shown = board()
+    shown.observe(0, {"trainer": Scrape(trainer), "ranker-1": Scrape(ranker), "ranker-2": Scrape(ranker)})
+    state = shown.state()
+    assert state["attention"] == {"home": {"zoo": 1.0}}
+    head = {"scenario": "home", "task": "click", "mean": {"click.0": 0.3, "shared.0": 0.7}}
+    assert state["gates"] == [{"gate": "cgc", "heads": [head]}]
+    assert state["weights"] == {"home": {"click": 2.5}}
+    assert shown.history()["weight.home.click"] == [2.5]
+
+
+def test_lag_and_what_was_served_are_shown() -> None:
+    age = "freshrank_joiner_watermark_age_seconds"
+    online = {
+        ("freshrank_agents_online_ctr_ratio", ("home", "click")): 0.1,
+        ("freshrank_agents_online_calibration_ratio", ("current", "home", "click")): 1.2,
+        ("freshrank_agents_drift_alarms_total", ("home", "click")): 2.0,
+    }
+    shown = board()
+    assert (shown.state()["online"], shown.state()["lag"]["worst_joiner_ms"]) == ([], None)
+    shown.observe(0, {"joiner": Scrape({(age, ("1",)): 3.0, (age, ("0",)): 0.5}), "simulator": Scrape(online)})
+    lag = shown.state()["lag"]
+    assert (lag["joiner_ms"], lag["worst_joiner_ms"], lag["trainer_ms"]) == ({"0": 500.0, "1": 3_000.0}, 3_000.0, None)
+    assert shown.state()["online"] == [
+        {
+            "scenario": "home", "task": "click", "auc": None, "ctr": 0.1,
+            "calibration": {"current": 1.2, "previous": None}, "drift": 2.0,
+        }
+    ]  # fmt: skip
+
+
 def test_scrape_reads_labels_by_name_and_drops_what_is_not_a_number() -> None:
     text = (
         "# TYPE freshrank_trainer_auc_ratio gauge\n"

@@ -1,6 +1,7 @@
 """The page's server: its files and nothing else, the state, the simulated world, and the ranker by proxy."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ from freshrank.config import RunConfig, load_config
 from freshrank.monitor import create_app
 
 REPO_ROOT = Path(__file__).parents[2]
+PAGE_FILES = sorted(path.name for path in (REPO_ROOT / "freshrank" / "page").iterdir())
 NOW_MS = 1_790_000_000_000
 Client = TestClient[Litestar]
 
@@ -71,18 +73,32 @@ def client(fake_ranker: str) -> Iterator[Client]:
 def test_page_and_its_files_are_served_and_nothing_else(client: Client) -> None:
     index = client.get("/")
     assert index.headers["content-type"] == "text/html; charset=utf-8"
-    for path in ("style.css", "app.js", "user.js", "charts.js", "format.js"):
+    for path in PAGE_FILES:
         assert client.get(f"/page/{path}").status_code == 200, path
     for path in ("config.py", "..%2fconfig.py", "../config.py", ".", "nothing.js"):
         assert client.get(f"/page/{path}").status_code == 404, path
 
 
 def test_page_asks_for_nothing_from_outside(client: Client) -> None:
-    texts = [
-        client.get(path).text for path in ("/", "/page/style.css", "/page/app.js", "/page/user.js", "/page/charts.js")
-    ]
+    texts = [client.get(f"/page/{path}").text for path in PAGE_FILES]
     outside = [line for text in texts for line in text.splitlines() if "://" in line and "www.w3.org" not in line]
     assert outside == []
+
+
+def test_every_module_of_the_page_asks_for_files_that_are_there() -> None:
+    folder = REPO_ROOT / "freshrank" / "page"
+    for path in folder.glob("*.js"):
+        for name in re.findall(r'from "\./([a-z]+\.js)"', path.read_text()):
+            assert (folder / name).is_file(), (path.name, name)
+
+
+def test_every_id_that_a_module_looks_for_stands_in_the_page() -> None:
+    folder = REPO_ROOT / "freshrank" / "page"
+    ids = set(re.findall(r' id="([^"]+)"', (folder / "index.html").read_text()))
+    for path in folder.glob("*.js"):
+        text = path.read_text()
+        wanted = re.findall(r'(?:getElementById|put|big|show|plotOf)\("([a-z0-9-]+)"', text)
+        assert set(wanted) <= ids, path.name
 
 
 def test_scraped_figures_reach_the_state(client: Client, wait_until: Callable[..., None]) -> None:
