@@ -121,11 +121,11 @@ def test_a_killed_agent_leaves_no_trace(
     try:
         for step in range(NUM_STEPS // 4):
             send(step)
-        wait_until(lambda: stored(0) and stored(1), "the first one keeps both partitions", timeout_s=60)
+        wait_until(lambda: stored(0) and stored(1), "the first one keeps both partitions", timeout_s=90)
         workers.append(start_agents("second", **common))
         for step in range(NUM_STEPS // 4, NUM_STEPS // 2):
             send(step)
-        wait_until(lambda: num_members(kafka) == 2, "the two share them", timeout_s=60)
+        wait_until(lambda: num_members(kafka) == 2, "the two share them", timeout_s=90)
         for step in range(NUM_STEPS // 2, NUM_STEPS):
             if step == NUM_STEPS * 3 // 4:
                 workers[0].kill()
@@ -145,7 +145,7 @@ def test_a_killed_agent_leaves_no_trace(
             is_read = all(stored(partition) > log[-1][0] for partition, log in committed.items())
             return is_read and all(sequence(user_id) == actions for user_id, actions in users.items())
 
-        wait_until(is_done, "the other one has taken over and read all", timeout_s=60)
+        wait_until(is_done, "the other one has taken over and read all", timeout_s=90)
         for partition, log in committed.items():
             expected = PartitionMetrics(METRICS)
             for offset, value in log:
