@@ -1,10 +1,16 @@
 """`freshrank up` on the embedded broker: it learns, says so in figures, and leaves nothing behind."""
 
 import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
+import httpx
 import pytest
 
+from freshrank.command import now_ms
+from freshrank.live_probe import LiveProbe
 from tests.e2e.conftest import UpRun, wait_for_state
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(200)]
@@ -13,9 +19,22 @@ UP_ARGUMENTS = ("--for", "150")
 
 
 @pytest.fixture(scope="module")
-def ended(up_run: UpRun) -> UpRun:
-    """The run after it was seen to learn."""
+def probe(up_run: UpRun) -> Iterator[LiveProbe]:
+    """A probe of the run."""
+    with httpx.Client(base_url=up_run.ranker_url) as http:
+        yield LiveProbe(http, "home", "click", timeout_ms=30_000, clock_ms=now_ms, wait=pause)
+
+
+def pause(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+@pytest.fixture(scope="module")
+def ended(up_run: UpRun, probe: LiveProbe) -> UpRun:
+    """The run after it was seen to learn, and probed once."""
     wait_for_state(up_run, has_learned, "the click task beats the mean rate and rankings beat a random order", 140)
+    probe.round()
     up_run.child.send_signal(signal.SIGTERM)
     assert up_run.end(60) == 0, up_run.lines[-15:]
     return up_run
@@ -34,6 +53,11 @@ def test_ranking_was_served_by_a_snapshot_of_its_own_events(ended: UpRun) -> Non
     assert all(stage["n"] > 0 and stage["p50"] is not None for stage in report["stages_ms"].values())
     assert report["versions"]["learned_own_click"] >= 1
     assert report["time_to_first_changed_ranking_s"] > 0
+
+
+def test_probe_saw_a_ranking_that_knew_its_action(ended: UpRun, probe: LiveProbe) -> None:
+    assert asdict(probe.counters) == {"actions": 1, "known": 1, "missed": 0, "failures": 0}
+    assert 0 < probe.freshness_ms.total < 30_000
 
 
 def test_report_holds_what_is_promised(ended: UpRun) -> None:
