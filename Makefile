@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt fmt-check lint type imports bench chaos smoke docs clean
+.PHONY: help demo test check fmt fmt-check lint type imports bench chaos drills smoke docs clean
 
 help: ## List these recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ bench: $(INSTALLED) ## Measure the goals' figures, short form, into benchmarks/r
 
 chaos: $(INSTALLED) ## Torment joiners on real Kafka (KAFKA_HOME), then verify every label; make chaos SEEDS=20
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),20)
+
+drills: $(INSTALLED) ## Break one thing after the other on real Kafka (KAFKA_HOME) and Redis, under users who check every answer
+	$(BIN)/python -m tests.drills --json benchmarks/results/drills.json
 
 smoke: ## Run docker-compose.yml: everything healthy, a ranking that changes, the trainer killed; needs Docker
 	$(PYTHON) deploy/smoke.py $(SMOKE)
