@@ -1,6 +1,7 @@
 """Runs the app under uvicorn: one process, one event loop, stops cleanly on SIGTERM and SIGINT."""
 
 import asyncio
+import gc
 import signal
 import socket
 import ssl
@@ -127,6 +128,9 @@ class HttpServer:
 
     def run(self) -> None:
         """Serves until SIGTERM, SIGINT or `stop`; then finishes what is in progress and returns."""
+        # What is there by now stays. A full collection that looked at it again would hold all requests up for 70 ms.
+        gc.collect()
+        gc.freeze()
         with _quiet_end():
             self._server.run(sockets=[self._socket])
 
