@@ -24,6 +24,9 @@ from model.payload_view import DTYPES, Payload, view_payload
 MAX_FEEDBACK_TIMES = 200
 """Most entries of `Manifest.feedback_ms`."""
 
+FORMAT = 1
+"""Of manifest and payload. It rises when a reader of before would serve something else than what was published."""
+
 SnapshotKind = Literal["full", "delta"]
 
 
@@ -70,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Processing time at which each of them had been learned. Empty: nobody noted it."""
     run_id: str = ""
     """Of the run that trained it."""
+    format: int = FORMAT
     calibration: dict[str, dict[str, tuple[float, float]]] = {}
     """Scenario -> task -> (a, b) of the served score, sigmoid(a z + b), a > 0; what is not there is (1, 0)."""
 
@@ -123,6 +127,8 @@ def decode_manifest(data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SnapshotManifestError(f"manifest cannot be read: {error}") from error
+    if manifest.format != FORMAT:
+        raise SnapshotManifestError(f"manifest: format {manifest.format} is not allowed; {FORMAT}: upgrade this reader")
     if manifest.version < 1:
         raise SnapshotManifestError(f"manifest: version {manifest.version} is not allowed; at least 1")
     if manifest.kind == "delta" and not 1 <= manifest.base_version < manifest.version:
@@ -132,6 +138,10 @@ def decode_manifest(data: bytes) -> Manifest:
     for name in ("feedback_joined_ms", "feedback_trained_ms"):
         if len(getattr(manifest, name)) not in (0, len(manifest.feedback_ms)):
             raise SnapshotManifestError(f"manifest: {name} is not allowed; one entry for each of feedback_ms, or none")
+    if manifest.kind == "full" and manifest.base_version != 0:
+        raise SnapshotManifestError(
+            f"manifest: base_version {manifest.base_version} of full version {manifest.version} is not allowed; 0"
+        )
     for scenario, by_task in manifest.calibration.items():
         for task, (slope, offset) in by_task.items():
             if not (math.isfinite(slope) and slope > 0 and math.isfinite(offset)):

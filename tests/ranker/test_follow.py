@@ -113,6 +113,14 @@ FAULTS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
         },
     ),
     "tensors of another network": ("format", no_network),
+    "longer than its manifest says": ("torn", lambda: {"payload_is": lambda payload: payload + b"x"}),
+    "a tensor of another shape": ("format", lambda: {"tensors": {"rows.reserved": torch.zeros(31, 4)}}),
+    "a tensor of another type": ("format", lambda: {"tensors": {"rows.reserved": torch.zeros(32, 4).to(torch.int32)}}),
+    "weights of more rows than keys": ("format", lambda: {"tensors": {"rows.weights": torch.zeros(10_000, 4)}}),
+    "a key that stands there twice": (
+        "format",
+        lambda: {"tensors": {"rows.keys": torch.tensor([7, 7]), "rows.weights": torch.zeros(2, 4)}},
+    ),
     "NaN": ("non_finite", not_finite),
     "another schema": ("schema", lambda: {"schema_hash": "0123456789abcdef"}),
 }
