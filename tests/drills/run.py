@@ -14,7 +14,7 @@ from tests.drills.load import Users
 from tests.drills.report import between, seen, wrong_answers
 from tests.drills.watch import PROGRESS, Watch, scrape, started_s, total
 
-_WARM_S = 60.0
+_WARM_S = 120.0
 _BEFORE_S = 8.0
 _AFTER_S = 6.0
 _LATE_S = 90.0

@@ -128,7 +128,7 @@ def test_answers_must_fit_those_before() -> None:
     ]
     older = ranked(request_id="r3", snapshot=6, model_age_ms=2_000)
     assert between_answers.problems(older, 10_005, 10_020) == [], "it was under way when version 7 was first seen"
-    older.request_id = "r4"
+    older.request_id, older.model_age_ms = "r4", 2_210
     assert between_answers.problems(older, 10_220, 10_230) == ["version 6 after version 7"]
     assert between_answers.problems(unranked(), 10_240, 10_250) == ["version 0 after version 7"]
     between_answers.may_be_new = True
