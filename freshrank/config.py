@@ -62,7 +62,7 @@ PLACES = ("kafka", "redis", "spill", "checkpoint", "monitor")
 
 
 class EnvironmentSetting(NamedTuple):
-    """An environment variable, the setting it fills, and what for. There are no others."""
+    """An environment variable, the setting it fills if any, and what for. There are no others."""
 
     variable: str
     setting: tuple[str, ...]
@@ -79,8 +79,9 @@ ENVIRONMENT = (
     EnvironmentSetting(
         "FRESHRANK_KAFKA_KEY_PASSWORD", ("kafka", "client", "ssl.key.password"), "Password of the client's TLS key"
     ),
+    EnvironmentSetting("FRESHRANK_API_TOKENS", (), "Tokens that open our doors, comma-separated; ours send the first"),
 )
-SECRETS = {setting.setting: setting.variable for setting in ENVIRONMENT if "password" in setting.setting[-1]}
+SECRETS = {setting.setting: setting.variable for setting in ENVIRONMENT if "password" in "".join(setting.setting[-1:])}
 """Settings that only the environment may hold, and its variables."""
 
 
@@ -231,7 +232,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), environ: Mapping[str,
         raise ConfigError(f"{path}: {error}") from error
     refuse_secrets(settings, overrides)
     for setting in ENVIRONMENT:
-        if environ is not None and (value := environ.get(setting.variable)):
+        if environ is not None and setting.setting and (value := environ.get(setting.variable)):
             if setting.setting == ("redis", "url"):
                 value, *login = without_login(value)
                 for name, part in zip(("username", "password"), login, strict=True):

@@ -62,7 +62,7 @@ def undocumented() -> list[str]:
 
 def environment() -> str:
     """Returns the table of environment variables."""
-    rows = ((f"`{row.variable}`", f"`{'.'.join(row.setting)}`", row.help) for row in ENVIRONMENT)
+    rows = ((f"`{row.variable}`", f"`{'.'.join(row.setting)}`" if row.setting else "", row.help) for row in ENVIRONMENT)
     return _table(("variable", "fills", "meaning"), rows)
 
 

@@ -45,7 +45,7 @@ class DoorConfig:
     max_requests_per_s: float = 0.0
     """Requests per second of one client: of one token or, without tokens, of one address. Those of one second may come
     at once. 0: no limit; otherwise at least 0.01."""
-    max_in_progress: int = 128
+    max_in_progress: int = 64
     """Requests with a body that wait or are being answered; the next is refused with HTTP 503 at once. At least 1."""
     body_timeout_ms: int = 5_000
     """How long a client may take to send a body; at least 100."""
