@@ -154,6 +154,20 @@ def test_configuration_is_that_of_production_but_for_places() -> None:
     load_config(RUN, environ={"FRESHRANK_KAFKA": "kafka:9092"}).check()
 
 
+def test_settings_that_the_page_gives_for_learned_weights_are_allowed(tmp_path: Path) -> None:
+    page = (KUBERNETES.parents[1] / "docs/deploy.md").read_text()
+    [given] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    run = yaml.safe_load(RUN.read_text())
+    for section, settings in yaml.safe_load(given).items():
+        run[section] = run.get(section, {}) | settings
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    learning = load_config(tmp_path / "run.yaml")
+    learning.check()
+    assert learning.blender.learn.method != "off"
+    [blender] = [workload for workload in WORKLOADS if workload["metadata"]["name"] == "blender"]
+    assert learning.monitor.blender.endswith(f":{container(blender)['ports'][0]['containerPort']}")
+
+
 @pytest.mark.parametrize("workload", WORKLOADS, ids=named)
 def test_container_runs_a_command_of_ours_with_options_it_has(workload: Manifest) -> None:
     name, *rest = container(workload)["args"]
