@@ -52,9 +52,11 @@ def readings(agents: "Agents") -> Iterator["Reading"]:
     from freshrank.metrics import Reading, read_counters
 
     yield from read_counters("agents", agents.counters)
-    for (scenario, task), num_alarms in agents.alarms().items():
+    cells = agents.figures()
+    alarms = dict.fromkeys((figures.cell for figures in cells), 0) | agents.alarms()
+    for (scenario, task), num_alarms in alarms.items():
         yield Reading("freshrank_agents_drift_alarms_total", num_alarms, (task, scenario))
-    for figures in agents.figures():
+    for figures in cells:
         scenario, task = figures.cell
         cell = (task, scenario)
         yield Reading("freshrank_agents_online_rows", figures.num_labels, cell)

@@ -22,7 +22,7 @@ COMMANDS = {
     "join": CommandRow("freshrank.join:join", "Makes labelled examples from impressions and feedback, exactly once."),
     "train": CommandRow("freshrank.train:train", "Learns from examples and publishes snapshots."),
     "rank": CommandRow("freshrank.rank:rank", "Serves rankings over HTTP with the newest snapshot."),
-    "agents": CommandRow("freshrank.agents:agents", "Keeps each user's last actions in Redis."),
+    "agents": CommandRow("freshrank.agents:agents", "Keeps each user's last actions in Redis, and online metrics."),
     "blend": CommandRow("freshrank.blend:blend", "Learns the weights of the utility from explored requests."),
     "simulate": CommandRow("freshrank.simulate:simulate", "Acts as the users of a world with known truth."),
     "monitor": CommandRow("freshrank.monitor:monitor", "Serves the live page."),

@@ -34,7 +34,7 @@ class FakeAgents:
         return figures([self._metrics])
 
     def alarms(self):
-        return Counter({CELL: 2})
+        return Counter({("search", "click"): 2})
 
 
 def test_a_bad_publish_shows_beside_the_one_before() -> None:
@@ -54,7 +54,8 @@ def test_a_bad_publish_shows_beside_the_one_before() -> None:
     ctr = scrape.value("freshrank_agents_online_ctr_ratio", *CELL)
     assert ctr * 500 == scrape.value("freshrank_agents_online_positives", *CELL)
     assert scrape.value("freshrank_agents_online_auc_ratio", *CELL) == 0.5
-    assert scrape.value("freshrank_agents_drift_alarms_total", *CELL) == 2
+    assert scrape.value("freshrank_agents_drift_alarms_total", *CELL) == 0
+    assert scrape.value("freshrank_agents_drift_alarms_total", "search", "click") == 2  # a partition that has moved on
     assert scrape.value("freshrank_agents_labels_total") == 3_000
 
 

@@ -1,5 +1,7 @@
 """Merging feedback into sequences: the same value whatever the batches, the order and the repetitions."""
 
+import zlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +49,17 @@ def test_a_value_that_is_no_sequence_is_refused(value: bytes) -> None:
 
 
 EVENTS = [act(f"e{n}", ts=n // 2, item=f"i{n % 3}") for n in range(12)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(log=st.lists(st.sampled_from(EVENTS), max_size=40), length=st.integers(1, 8))
+def test_one_by_one_it_is_the_newest_of_all_there_ever_were(log: list[Feedback], length: int) -> None:
+    kept = StoredSequence()
+    for event in log:
+        kept = merge(kept, [event], length)
+    by_id = {event.event_id: event for event in log}
+    ordered = sorted(by_id.values(), key=lambda event: (event.ts, zlib.crc32(event.event_id.encode())), reverse=True)
+    assert list(zip(kept.ts, kept.item_id, strict=True)) == [(event.ts, event.item_id) for event in ordered[:length]]
 
 
 @settings(max_examples=200, deadline=None)
