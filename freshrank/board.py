@@ -96,7 +96,7 @@ class Board:
             self._totals.popleft()
         self._stages.observe(now_ms, figures)
         self._state = self._look(now_ms, figures)
-        self._history.append((now_ms, panels.curves(self._state)))
+        self._history.append((now_ms, panels.curves(self._said_now(now_ms))))
         self.timeline.observe(now_ms, self._state)
 
     def state(self) -> dict[str, Any]:
@@ -109,6 +109,13 @@ class Board:
         names = dict.fromkeys(name for _, point in points for name in point)
         columns: dict[str, list[float | None]] = {"t_ms": [t_ms for t_ms, _ in points]}
         return columns | {name: [point.get(name) for _, point in points] for name in names}
+
+    def _said_now(self, now_ms: int) -> dict[str, Any]:
+        """Returns the state without what processes said that do not answer now: their curves have gaps."""
+        states = self._processes.values()
+        if all(process.is_up for process in states):
+            return self._state
+        return self._look(now_ms, Figures(process.scrape for process in states if process.is_up and process.scrape))
 
     def _look(self, now_ms: int, figures: Figures) -> dict[str, Any]:
         added = panels.added(figures, self._scenarios)

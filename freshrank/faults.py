@@ -1,12 +1,13 @@
 """What can be broken on purpose in a run of `freshrank up`, so that one can watch it recover."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from freshrank.embedded import Service
-from freshrank.supervisor import Supervisor
+if TYPE_CHECKING:
+    from freshrank.embedded import Service
+    from freshrank.supervisor import Supervisor
 
 KILLABLE = ("trainer", "joiner", "ranker", "agents")
 PAUSE_MS = 10_000
@@ -24,7 +25,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Faults:
     """Kills processes and stops services for a while. One thread only, the supervisor's."""
 
-    def __init__(self, supervisor: Supervisor, services: list[Service], now_ms: Callable[[], int]) -> None:
+    def __init__(self, supervisor: "Supervisor", services: "list[Service]", now_ms: Callable[[], int]) -> None:
         """`now_ms` is a clock that never moves back."""
         self._supervisor = supervisor
         self._services = {service.name: service for service in services if service.name == "redis"}

@@ -79,8 +79,8 @@ class Page:
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        """Presses a key, e.g. `Enter` or `Tab`."""
-        code = {"Enter": 13, "Tab": 9}[key]
+        """Presses a key: `Enter`, `Tab` or `ArrowLeft`."""
+        code = {"Enter": 13, "Tab": 9, "ArrowLeft": 37}[key]
         text = {"Enter": "\r"}.get(key, "")
         self._call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, text=text)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)

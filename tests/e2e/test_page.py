@@ -62,6 +62,53 @@ def test_click_on_an_item_is_learned_and_moves_the_list(page: Page) -> None:
     assert page.console == []
 
 
+def test_every_panel_shows_something(page: Page) -> None:
+    page.wait("document.getElementById('stages-note').textContent.startsWith('Over the')", "the stages are measured")
+    assert page.run("document.querySelectorAll('#stages .typical').length") == 6
+    for measure in ("ne", "calibration"):
+        assert page.run(f"document.querySelectorAll('#{measure}-charts svg').length") == 3 * 4
+        axes = page.run(
+            f"[...document.querySelectorAll('#{measure}-charts svg')]"
+            ".map(one => [...one.querySelectorAll('.tick[text-anchor=end]')].map(tick => tick.textContent).join())"
+        )
+        assert len(set(axes)) == 1, "all have the same axes"
+    page.wait("document.querySelectorAll('#attention .heat').length === 6", "each of three looks at two others", 40)
+    assert page.run("document.querySelectorAll('#experts tbody tr').length") == 9
+    for panel in ("lift-curve", "churn-curve", "lag-curve", "weights-charts"):
+        assert page.run(f"document.querySelector('#{panel} path.line').getAttribute('d').length") > 5, panel
+
+
+def test_curves_are_read_with_keys_and_as_a_table(page: Page) -> None:
+    page.run("document.querySelector('#freshness-curve .charts').focus()")
+    page.press("ArrowLeft")
+    page.press("ArrowLeft")
+    spoken = page.run("document.querySelector('#freshness-curve [aria-live]').textContent")
+    assert re.match(r"\d.* ago: half within .*s, 99 % within .*s$", spoken), spoken
+    page.run("document.querySelector('#freshness-curve summary').click()")
+    page.wait("document.querySelectorAll('#freshness-curve tbody tr').length > 3", "the table has rows")
+
+
+def test_traffic_is_changed_from_the_page(page: Page, up_run: UpRun) -> None:
+    page.wait("!document.getElementById('controls').hidden", "the demo may be broken")
+    page.run("document.getElementById('rate-number').value = 15")
+    page.click("#rate-form button")
+    page.wait("document.getElementById('rate-now').textContent === '15'", "the simulator has taken it up")
+    assert up_run.metric("simulator", "freshrank_simulator_rate_requests") == 15
+
+
+def test_trainer_that_is_killed_comes_back_and_the_page_tells_the_story(page: Page, up_run: UpRun) -> None:
+    before = up_run.metric("trainer", "freshrank_trainer_version")
+    page.click("#kill-trainer")
+    said = "document.getElementById('timeline').textContent"
+    page.wait(f"{said}.includes('you killed the trainer')", "the page says what was asked")
+    page.wait(f"/trainer (answers again after|was restarted)/.test({said})", "the page says that it is back", 60)
+    page.wait(
+        "document.querySelector('#processes tbody').textContent.includes('restarted 1×')", "its row says it as well"
+    )
+    wait_for_state(up_run, lambda state: (state["model"]["version"] or 0) > before, "a new version is served", 60)
+    assert page.console == []
+
+
 def test_page_works_with_the_keyboard_alone(page: Page) -> None:
     page.run("document.querySelector('#who button').focus()")
     page.press("Tab")
@@ -72,8 +119,9 @@ def test_page_works_with_the_keyboard_alone(page: Page) -> None:
 
 def test_every_control_and_picture_has_a_name(page: Page) -> None:
     nameless = page.run(
-        "[...document.querySelectorAll('button, select, a, svg[role=img]')]"
-        ".filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length))"
+        "[...document.querySelectorAll('button, select, input, a, svg[role=img], [tabindex]')]"
+        ".filter(e => !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim()"
+        " || e.labels?.length))"
         ".map(e => e.outerHTML)"
     )
     assert nameless == []

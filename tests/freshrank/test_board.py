@@ -85,6 +85,15 @@ def test_curve_of_a_scenario_that_comes_later_has_gaps_before() -> None:
     assert (history["ne.click.home"], history["ne.click.zoo"]) == ([0.9, 0.8], [None, 1.1])
 
 
+def test_curve_of_a_process_that_does_not_answer_has_a_gap_while_the_figure_stays() -> None:
+    shown = board()
+    for second, lag in enumerate((0.5, None, 0.7)):
+        found = None if lag is None else scrape(freshrank_trainer_watermark_age_seconds=lag)
+        shown.observe(1_000 * second, {"trainer": found})
+        assert shown.state()["lag"]["trainer_ms"] == (500.0 if second < 2 else 700.0)
+    assert shown.history()["trainer_lag_ms"] == [500.0, None, 700.0]
+
+
 def test_gates_attention_and_weights_are_shown_by_name() -> None:
     trainer = {
         ("freshrank_trainer_scenario_attention_ratio", ("zoo", "home")): 1.0,
