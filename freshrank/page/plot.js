@@ -20,7 +20,7 @@ export class Plot {
     this.spoken = el("p", "hidden");
     this.spoken.setAttribute("aria-live", "polite");
     this.table = el("table");
-    this.details = el("details", "data", el("summary", "", "Data as a table"), scrolled(this.table, "Data as a table"));
+    this.details = el("details", "data", el("summary", "", "Data as a table"), scrolled(this.table, ""));
     this.details.addEventListener("toggle", () => this.fill());
     host.replaceChildren(this.when, this.grid, this.spoken, this.details);
     this.grid.addEventListener("pointermove", (event) => this.hover(event));
@@ -34,6 +34,7 @@ export class Plot {
     this.format = format;
     this.times = times;
     this.y = steady(this.y, y);
+    this.table.parentNode.setAttribute("aria-label", `${label}, data`);
     this.grid.setAttribute("aria-label", `${label}. Left and right arrow keys read values.`);
     if ([...this.cells.keys()].join() !== cells.map((cell) => cell.name).join()) this.build(cells);
     for (const cell of cells) {
