@@ -24,8 +24,11 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from benchmarks.harness import Figure
+from model.canary import Canary, CanaryConfig
 from model.config import ModelConfig
 from model.features import EncodingConfig, RowColumns
+from model.gate import PublishGate
+from model.gate_config import GateConfig
 from model.labels import LabelBatch
 from model.learner import Learner
 from model.payload_view import Payload
@@ -92,14 +95,18 @@ def measure() -> dict[str, Figure]:
         publisher = new_publisher(store)
         publish(publisher, world, applied)
         totals_ms, publish_ms, blob_ms, num_rows = [], [], [], []
+        trainer_cpu_ms, ranker_cpu_ms = [], []
         for number in range(NUM_WARM_UP + NUM_DELTAS):
             world.learn(DELTA_ROWS // 2)
             started_s = time.monotonic()
-            manifest, published_s, applied_s = publish(publisher, world, applied)
+            started_cpu_s = time.process_time()
+            manifest, published_s, published_cpu_s, applied_s, applied_cpu_s = publish(publisher, world, applied)
             assert manifest.kind == "delta"
             if number >= NUM_WARM_UP:
                 totals_ms.append((applied_s - started_s) * 1e3)
                 publish_ms.append((published_s - started_s) * 1e3)
+                trainer_cpu_ms.append((published_cpu_s - started_cpu_s) * 1e3)
+                ranker_cpu_ms.append(applied_cpu_s * 1e3)
                 blob_ms.append(bare_blob_ms(url, store.payload(manifest)))
                 num_rows.append(publisher.stats.rows)
         store.close()
@@ -112,6 +119,8 @@ def measure() -> dict[str, Figure]:
             command=COMMAND,
             peers={
                 "of it, trainer kept from training": statistics.median(publish_ms),
+                "CPU of the trainer": statistics.median(trainer_cpu_ms),
+                "CPU of the ranker": statistics.median(ranker_cpu_ms),
                 "the same bytes as one SET and GET": statistics.median(blob_ms),
             },
             note=f"{statistics.median(num_rows):.0f} rows, {publisher.stats.payload_bytes} bytes, {NUM_DELTAS} deltas",
@@ -129,18 +138,32 @@ def new_publisher(store: RedisSnapshotStore) -> Publisher:
         model_config={"encoding": {"admission_ids": 1, "history_length": 0}},
         run_id="benchmark",
     )
-    return Publisher(store, identity, full_every=1_000, now_ms=now_ms, last_version=0, stats=PublishStats())
+    return Publisher(
+        store,
+        identity,
+        full_every=1_000,
+        now_ms=now_ms,
+        last_version=0,
+        stats=PublishStats(),
+        gate=PublishGate(GateConfig(), SCHEMA, MODEL),
+        canary=Canary(CanaryConfig(), tuple(SCHEMA.tasks)),
+    )
 
 
-def publish(publisher: Publisher, world: World, applied: Iterator[tuple[int, float]]) -> tuple[Manifest, float, float]:
-    """Returns what went live, when the publisher was done, and when the reader served it (monotonic seconds)."""
+def publish(
+    publisher: Publisher, world: World, applied: Iterator[tuple[int, float, float]]
+) -> tuple[Manifest, float, float, float, float]:
+    """Returns what went live, when the publisher was done, and when the reader served it.
+
+    In monotonic seconds; after each the CPU seconds: of this process up to then, and of the reader for this version.
+    """
     progress = Progress(step=world.learner.num_steps, watermark_ms=now_ms(), offsets={}, metrics={})
     manifest = publisher.publish(world.learner.trained, progress)
-    published_s = time.monotonic()
+    published_s, published_cpu_s = time.monotonic(), time.process_time()
     assert manifest is not None
-    version, applied_s = next(applied)
+    version, applied_s, applied_cpu_s = next(applied)
     assert version == manifest.version
-    return manifest, published_s, applied_s
+    return manifest, published_s, published_cpu_s, applied_s, applied_cpu_s
 
 
 def bare_blob_ms(url: str, payload: Payload) -> float:
@@ -175,8 +198,8 @@ def running_redis(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def reader(url: str) -> Iterator[Iterator[tuple[int, float]]]:
-    """Runs `follow` in a process of its own and yields what it serves: version, monotonic seconds."""
+def reader(url: str) -> Iterator[Iterator[tuple[int, float, float]]]:
+    """Runs `follow` in a process of its own and yields what it serves: version, monotonic seconds, CPU seconds."""
     argv = [sys.executable, "-m", "benchmarks.snapshot_delta", "follow", url]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -194,11 +217,11 @@ def follow(url: str) -> None:
     last_id = FIRST_ANNOUNCEMENT
     while True:
         for announcement in store.announcements(last_id, block_ms=1_000):
-            last_id = announcement.id
+            last_id, cpu_s = announcement.id, time.process_time()
             follower.round()
             assert follower.live is not None
             assert follower.live.manifest.version == announcement.version
-            print(json.dumps([announcement.version, time.monotonic()]), flush=True)
+            print(json.dumps([announcement.version, time.monotonic(), time.process_time() - cpu_s]), flush=True)
 
 
 if __name__ == "__main__":
