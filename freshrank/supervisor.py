@@ -66,8 +66,8 @@ class ChildStatus:
     state: State
     pid: int | None
     num_restarts: int
-    num_kills: int
-    """How many of its ends were asked for (`Supervisor.kill`)."""
+    num_failures: int
+    """Ends by itself in a row, since it last ran for `healthy_ms`; those that were asked for (`kill`) do not count."""
     exit_code: int | None
     """How it ended last; a signal's number is negative. None if it never did."""
     rss_bytes: int
@@ -86,7 +86,8 @@ class _Kept:
         self.started_ms = 0
         self.due_ms = 0
         self.num_starts = 0
-        self.num_kills = 0
+        self.num_failures = 0
+        self.is_killed = False
         self.exit_code: int | None = None
 
 
@@ -131,7 +132,7 @@ class Supervisor:
                 state=kept.state,
                 pid=kept.child.pid if kept.child is not None and kept.state == "running" else None,
                 num_restarts=max(0, kept.num_starts - 1),
-                num_kills=kept.num_kills,
+                num_failures=kept.num_failures,
                 exit_code=kept.exit_code,
                 rss_bytes=kept.child.rss_bytes() if kept.child is not None and kept.state == "running" else 0,
                 log_path=kept.log_path,
@@ -144,7 +145,7 @@ class Supervisor:
         for kept in self._kept:
             if kept.spec.name == name and kept.state == "running" and kept.child is not None:
                 kept.child.kill()
-                kept.num_kills += 1
+                kept.is_killed = True
                 return True
         return False
 
@@ -172,7 +173,9 @@ class Supervisor:
             _LOG.log(logging.INFO if code == 0 else logging.ERROR, "ended, and is not started again. %s", how)
             return
         if self._now_ms() - kept.started_ms >= self._config.healthy_ms:
-            kept.backoff_ms = self._config.backoff_ms
+            kept.backoff_ms, kept.num_failures = self._config.backoff_ms, 0
+        kept.num_failures += not kept.is_killed
+        kept.is_killed = False
         kept.state = "waiting"
         kept.due_ms = self._now_ms() + kept.backoff_ms
         _LOG.warning("ended by itself, starting it again. wait_ms=%d %s", kept.backoff_ms, how)

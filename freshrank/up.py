@@ -184,7 +184,7 @@ class Watch:
         """Makes one round and prints its line."""
         self._supervisor.poll()
         for status in self._supervisor.status():
-            if status.state == "ended" or status.num_restarts - status.num_kills > MAX_RESTARTS:
+            if status.state == "ended" or status.num_failures > MAX_RESTARTS:
                 raise launch.not_coming_back(status.name, status.exit_code, status.log_path)
         if self._probe is not None:
             self._probe.step()

@@ -216,7 +216,7 @@ def test_supervisors_door_kills_and_pauses_what_it_knows(
         assert send(client, {"pause": "redis"})[0] == 200
         events = [event["text"] for event in client.get("/api/state").json()["events"]]
     assert events == ["you killed the trainer", "you stopped redis for 10 s"]
-    assert supervisor.status()[0].num_kills == 1
+    assert supervisor.status()[0].num_failures == 0, "it was asked for"
 
 
 def test_door_that_is_gone_offers_nothing_and_says_so(tmp_path: Path, simulator: str) -> None:

@@ -105,16 +105,18 @@ def test_the_backoff_doubles_to_its_most_and_starts_anew_after_a_healthy_run(
     supervise, clock: Clock, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
 ) -> None:
     supervisor = supervise(python("a", "raise SystemExit(1)"), backoff_ms=100, max_backoff_ms=300, healthy_ms=10_000)
-    waits = []
+    waits, failures = [], []
     with caplog.at_level(logging.WARNING):
         for run_ms in (0, 0, 0, 10_000):
             clock.now_ms += run_ms
             caplog.clear()
             wait_until(state_is(supervisor, "waiting"), "the end is noticed")
             waits.append(int(caplog.text.split("wait_ms=")[1].split()[0]))
+            failures.append(supervisor.status()[0].num_failures)
             clock.now_ms += waits[-1]
             supervisor.poll()
     assert waits == [100, 200, 300, 100]
+    assert failures == [1, 2, 3, 1], "in a row: over a long life a process may be started again any number of times"
 
 
 @pytest.mark.parametrize(("restart", "code"), [(False, 0), (False, 1), (True, 2)])
