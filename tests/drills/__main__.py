@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ def main() -> int:
     if not os.environ.get("KAFKA_HOME"):
         print("KAFKA_HOME is not set: it must name the folder of an unpacked Apache Kafka 4", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # nothing is to be left behind
     folder = Path(tempfile.mkdtemp(prefix="freshrank-drills-"))
     network = best_network()
     try:

@@ -26,6 +26,7 @@ _OVERRIDES = {
     "blender.reward.values": "{click: 1.0, order: 5.0, hide: -2.0}",
     "join.outcome_window_ms": "6000",
     "trainer.checkpoint_interval_ms": "10000",
+    "trainer.publish_interval_ms": "500",
     "sim.requests_per_s": "10",
     "sim.slate": "10",
 }
@@ -73,7 +74,7 @@ class Cluster:
         try:
             self.disk = SmallDisk(folder / "disk", _DISK_MB)
             self._stack.callback(self.disk.close)
-            self.broker_disk = SmallDisk(folder / "kafka" / "broker" / "data", 2 * _DISK_MB)
+            self.broker_disk = SmallDisk(folder / "kafka" / "broker" / "data", _DISK_MB)
             self._stack.callback(self.broker_disk.close)
         except OSError:
             self.disk = self.broker_disk = None
