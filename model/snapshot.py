@@ -146,7 +146,7 @@ def decode_manifest(data: bytes) -> Manifest:
         for task, (slope, offset) in by_task.items():
             if not (math.isfinite(slope) and slope > 0 and math.isfinite(offset)):
                 raise SnapshotManifestError(
-                    f"manifest: calibration.{scenario}.{task} {(slope, offset)} is not allowed; a > 0 and b, finite"
+                    f"manifest: calibration.{scenario!r}.{task!r} {(slope, offset)} is not allowed; a > 0 and b, finite"
                 )
     return manifest
 
