@@ -1,6 +1,6 @@
-"""What does a new version cost the ranker that takes it up? Stall of the event loop, memory, cold start.
+"""What does a new version cost the ranker that takes it up?
 
-A model of 50 MB and deltas of 10,000 rows, a hundredth of them new and as many evicted, over a real Redis. The ranker's
+Stall of the event loop, memory, cold start. A model of 50 MB and deltas of 10,000 rows, a hundredth of them new and as many evicted, over a real Redis. The ranker's
 side is a process of its own: its main thread stands for the event loop and looks how long it is kept from running, the
 watcher's thread follows. Stalls are counted in CPU time of that process, so that other processes do not count.
 """
@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Figure
-from benchmarks.rank_http import DELTA_ROWS, SCHEMA, Publisher, redis_server
+from benchmarks.rank_snapshots import DELTA_ROWS, Publisher, redis_server
+from benchmarks.rank_world import SCHEMA
 from model.features import RowColumns
 from model.payload_view import view_payload
 from model.snapshot import Manifest, encode_payload, payload_sha256
