@@ -1,8 +1,9 @@
 """What does a new version cost the ranker that takes it up?
 
-Stall of the event loop, memory, cold start. A model of 50 MB and deltas of 10,000 rows, a hundredth of them new and as many evicted, over a real Redis. The ranker's
-side is a process of its own: its main thread stands for the event loop and looks how long it is kept from running, the
-watcher's thread follows. Stalls are counted in CPU time of that process, so that other processes do not count.
+Stall of the event loop, memory, cold start. A model of 50 MB and deltas of 10,000 rows, a hundredth of them new and as
+many evicted, over a real Redis. The ranker's side is a process of its own: its main thread stands for the event loop
+and looks how long it is kept from running, the watcher's thread follows. Stalls are counted in CPU time of that
+process, so that other processes do not count.
 """
 
 import json
