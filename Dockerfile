@@ -1,4 +1,9 @@
 # One image for every process of freshrank; the command says which: docker run freshrank join --config configs/compose.yaml
+FROM python:3.11-slim-bookworm AS wanted
+COPY pyproject.toml .
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > wanted.txt
+
+# Made again when versions change, not when the rest of the project does.
 FROM python:3.11-slim-bookworm AS dependencies
 # An index of CPU builds of PyTorch for pip; without one pip takes the CUDA build, several GB.
 ARG TORCH_INDEX_URL=""
@@ -6,11 +11,11 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 # pip stays outside: what is not in the environment needs no update.
 RUN python -m venv --without-pip /opt/freshrank
 WORKDIR /src
-COPY pyproject.toml constraints.txt ./
+COPY constraints.txt .
 RUN pip --python /opt/freshrank/bin/python install -c constraints.txt torch \
     ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"}
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > dependencies.txt \
- && pip --python /opt/freshrank/bin/python install -c constraints.txt -r dependencies.txt
+COPY --from=wanted wanted.txt .
+RUN pip --python /opt/freshrank/bin/python install -c constraints.txt -r wanted.txt
 # Headers and static libraries: nothing is compiled where there is no compiler.
 RUN cd /opt/freshrank/lib/python3.11/site-packages && rm -rf torch/include torch/share pyarrow/include pyarrow/src
 
