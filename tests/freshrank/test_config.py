@@ -246,7 +246,7 @@ def test_what_learning_the_weights_lacks_is_told_before_it_begins(override: str,
         ),
         ([], None),
         (["scenarios=[home, search]"], None),
-        (["scenarios=[home, search, deals, shop]"], "sim.scenarios: home, search, deals is not what the run lists"),
+        (["scenarios=[home, search, deals, shop]"], "sim.scenarios: home, search, deals, events is not what"),
     ],
 )
 def test_a_model_that_is_to_grow_must_be_able_to(overrides: list[str], sentence: str | None) -> None:
