@@ -156,7 +156,7 @@ def test_configuration_is_that_of_production_but_for_places() -> None:
 
 def test_settings_that_the_page_gives_for_learned_weights_are_allowed(tmp_path: Path) -> None:
     page = (KUBERNETES.parents[1] / "docs/deploy.md").read_text()
-    [given] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    [given] = re.findall(r"^```\n(join:.*?)^```", page, re.MULTILINE | re.DOTALL)
     run = yaml.safe_load(RUN.read_text())
     for section, settings in yaml.safe_load(given).items():
         run[section] = run.get(section, {}) | settings
