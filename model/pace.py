@@ -26,6 +26,11 @@ class Pace:
         """Is due `wait_ms` from now."""
         self._from_ms, self._wait_ms = self._now_ms(), wait_ms
 
+    def left_ms(self) -> int:
+        """Returns how long the wait still is; 0 once it is over."""
+        passed_ms = self._now_ms() - self._from_ms
+        return self._wait_ms - passed_ms if 0 <= passed_ms < self._wait_ms else 0
+
     def is_due(self) -> bool:
         """Returns whether the wait is over."""
-        return not 0 <= self._now_ms() - self._from_ms < self._wait_ms
+        return self.left_ms() == 0

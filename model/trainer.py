@@ -233,7 +233,7 @@ class Trainer:
             elif is_at_end:
                 break
             else:
-                for message in source.poll(self._config.poll_messages, self._config.max_wait_ms):
+                for message in source.poll(self._config.poll_messages, self._poll_timeout_ms()):
                     self._intake.take(message)
             self.publish_if_due()
             self._checkpoint_if_due()
@@ -254,6 +254,16 @@ class Trainer:
     def _has_waited(self) -> bool:
         oldest_ms = self._batcher.oldest_ms()
         return oldest_ms is not None and not 0 <= self._now_ms() - oldest_ms < self._config.max_wait_ms
+
+    def _poll_timeout_ms(self) -> int:
+        """Returns how long a poll may wait: until the oldest row has waited long enough, or a snapshot is due."""
+        longest_ms = self._config.max_wait_ms
+        oldest_ms = self._batcher.oldest_ms()
+        if oldest_ms is not None and not self._config.deterministic:
+            longest_ms = min(longest_ms, oldest_ms + self._config.max_wait_ms - self._now_ms())
+        if self._publisher is not None and self.learner.num_steps > self._published_step:
+            longest_ms = min(longest_ms, self._until_publish.left_ms())
+        return max(1, longest_ms)
 
     def _train(self, parts: list[Part]) -> None:
         """Learns one micro-batch, then moves the positions."""
