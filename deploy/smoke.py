@@ -227,7 +227,9 @@ def main() -> int:
         step("trainer crashes", lambda: comes_back(stack, lambda: compose("exec", "-T", "trainer", "sh", "-c", KILL)))
         step(
             "trainer killed, up again",
-            lambda: comes_back(stack, lambda: (compose("kill", "trainer"), compose("up", "--detach", "trainer"))),
+            lambda: comes_back(
+                stack, lambda: (compose("kill", "trainer"), compose("up", "--detach", "--no-deps", "trainer"))
+            ),
         )
         step("memory", lambda: memory(stack))
     except SmokeError as error:
