@@ -67,7 +67,7 @@ def test_it_is_scored_learned_and_reported_by_its_name(log: Path, tmp_path: Path
 
 
 def test_without_it_the_same_log_is_refused_or_taken_as_the_default(log: Path, tmp_path: Path) -> None:
-    rejected = replayed(log, tmp_path / "reject.json")
+    rejected = replayed(log, tmp_path / "reject.json", "unknown_scenario=reject")
     assert rejected["join"]["malformed"] > 20
     default = replayed(log, tmp_path / "default.json", "unknown_scenario=default", "default_scenario=search")
     assert default["join"]["malformed"] == 0
