@@ -4,6 +4,7 @@ What is written lives as long as the process unless a `checkpoint` keeps it: the
 topics are one already. A checkpoint costs hard links, not copies.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,8 @@ from rocksdict import (
 )
 
 from stream.exceptions import LocalStoreError
+
+_LOG = logging.getLogger(__name__)
 
 _CORRUPT = "CORRUPT"
 """A file of this name marks a store in which damage was found: it shares its files with its checkpoints."""
@@ -99,8 +102,14 @@ class LocalStore:
             raise self._failure(error) from error
 
     def close(self) -> None:
-        """Gives the files back; what no checkpoint holds may be lost."""
-        self._db.close()
+        """Gives the files back; what no checkpoint holds may be lost, and is where the disk is full."""
+        try:
+            self._db.close()
+        except Exception as error:
+            failure = self._failure(error)
+            if not isinstance(failure, LocalStoreError):
+                raise
+            _LOG.warning("A store was closed without what it had not written yet. %s", failure)
 
     def _failure(self, error: Exception) -> Exception:
         """Returns what to raise: RocksDB's errors come as bare `Exception`, everything else is a fault of ours."""
