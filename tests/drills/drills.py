@@ -27,6 +27,8 @@ class Drill:
     """Between the two."""
     alarm: str
     """Part of the text of an alarm that must be raised."""
+    settles_s: float = 0.0
+    """After the mending, before anybody asks whether all is well: what is judged window by window comes late."""
     within_s: float = 30.0
     """All must be well so long after the mending: a fresh version served, everybody working, nobody degraded."""
     training_within_s: float | None = None
@@ -35,8 +37,6 @@ class Drill:
     """Users may go unanswered until it is back, and it comes back without a model."""
     moves_clock: bool = False
     """Of the ranker: its ages cannot be checked meanwhile."""
-    ends_labels: bool = False
-    """Labels of slates shown meanwhile are lost, as documented."""
 
 
 def all_drills(cluster: Cluster, long_s: float, short_s: float) -> Iterator[Drill]:
@@ -173,5 +173,8 @@ def _clocks(short_s: float) -> Iterator[Drill]:
                 lasts_s=short_s,
                 alarm="",
                 moves_clock=name == "ranker",
-                ends_labels=True,
+                # Its gate takes events for those of the future, or has judged nothing for an hour: it blocks, or rolls
+                # back, at the end of a window of 10 s, and publishes again after windows that are in order.
+                settles_s=25.0 if name == "trainer" else 0.0,
+                within_s=120.0 if name == "trainer" else 30.0,
             )

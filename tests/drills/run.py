@@ -17,7 +17,7 @@ from tests.drills.watch import PROGRESS, Watch, scrape, started_s, total
 _WARM_S = 120.0
 _BEFORE_S = 8.0
 _AFTER_S = 6.0
-_LATE_S = 90.0
+_LATE_S = 150.0
 """How long we wait for what should long have been well."""
 _AGE_MS = 4_000
 """A model as old as this is fresh; the order's window is 6 s, but clicks are learned as they come."""
@@ -89,6 +89,7 @@ class Drilled:
         """Does one drill; returns its row of the results."""
         cluster, watch, users = self.cluster, self.watch, self.users
         cluster.wait(_BEFORE_S)
+        cluster.wait_for(self.is_well, _WARM_S)
         watch.expect()
         counts, restarts, skipped = self._counts(), cluster.num_restarts(), users.num_skipped
         users.continuity.may_be_new = drill.kills_ranker
@@ -104,7 +105,7 @@ class Drilled:
         training = None
         if drill.training_within_s is not None:
             training = self._until_training(began_s)
-        cluster.wait(0.3)  # nobody knows yet what has happened
+        cluster.wait(drill.settles_s or 0.3)  # nobody knows yet what has happened
         missing_until: dict[str, float] = {}
 
         def is_well() -> bool:

@@ -11,7 +11,7 @@ FULL = "IO error: No space left on device: While appending to file: live/000066.
 
 
 class FullDatabase:
-    """RocksDB tells of a full disk at a write, and once more when it is closed; its errors have no type of their own."""
+    """RocksDB tells of a full disk at a write and again when it is closed; its errors have no type of their own."""
 
     def close(self) -> None:
         raise Exception(FULL)
