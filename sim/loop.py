@@ -97,7 +97,8 @@ class Simulator:
     ) -> None:
         """Takes the world, the service's address and the clocks.
 
-        `headers` go with every request; `now_ms` stamps events; `monotonic_s` only paces arrivals. One `rng` draws traffic, actions and delivery.
+        `headers` go with every request; `now_ms` stamps events; `monotonic_s` only paces arrivals. One
+        `rng` draws traffic, actions and delivery.
 
         Raises:
             ValueError: not an http(s) address.
