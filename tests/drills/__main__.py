@@ -87,16 +87,14 @@ def _run(cluster: Cluster, given: argparse.Namespace) -> dict[str, list[dict[str
 
 
 def _verify(cluster: Cluster) -> dict[str, Any]:
-    """Returns what `freshrank verify-join` says of every label of the run, while the processes go on."""
+    """Ends our own processes; returns what `freshrank verify-join` says of every label of the run."""
+    cluster.supervisor.stop()
     argv = python_argv("freshrank.cli", "verify-join", "--json", *cluster.run.arguments)
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    cluster.wait_for(lambda: process.poll() is not None, _VERIFY_TIMEOUT_S)
-    process.kill()
-    out, errors = process.communicate()
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_VERIFY_TIMEOUT_S)
     try:
-        report = json.loads(out)
+        report = json.loads(done.stdout)
     except ValueError:
-        return {"problems": [f"verify-join ended with {process.returncode}: {errors.strip()[-300:]}"]}
+        return {"problems": [f"verify-join ended with {done.returncode}: {done.stderr.strip()[-300:]}"]}
     found = {name: report[name] for name in (*_EXPLAINED, *_FAULTS)}
     return found | {"problems": [f"{found[name]} labels {name}" for name in _FAULTS if found[name]]}
 
