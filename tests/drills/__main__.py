@@ -40,7 +40,6 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=10.0, help="rank requests per second, beside the simulator's 10")
     parser.add_argument("--seed", type=int, default=0, help="of the users, and of who is killed in the soak")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures; what was not run stays in it")
-    parser.add_argument("--list", action="store_true", help="name the drills that can be done here")
     given = parser.parse_args()
     if not os.environ.get("KAFKA_HOME"):
         print("KAFKA_HOME is not set: it must name the folder of an unpacked Apache Kafka 4", file=sys.stderr)
@@ -50,40 +49,40 @@ def main() -> int:
     network = best_network()
     try:
         with Cluster(folder, network, Path(os.environ["KAFKA_HOME"]), {}) as cluster:
-            found = _run(cluster, given)
+            num_problems = _run(cluster, given)
     finally:
         network.close()
-    if given.json is not None:
-        _write(given.json, found)
-    problems = [problem for row in [*found["drills"], *found["soaks"], *found["labels"]] for problem in row["problems"]]
-    if problems:
-        print(f"{len(problems)} things are not as they must be; logs of all processes in {folder}/logs")
+    if num_problems:
+        print(f"{num_problems} things are not as they must be; logs of all processes in {folder}/logs")
         return 1
     shutil.rmtree(folder)
     return 0
 
 
-def _run(cluster: Cluster, given: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Returns the rows of the drills or of the soak, and the verdict on all labels."""
+def _run(cluster: Cluster, given: argparse.Namespace) -> int:
+    """Does the drills, or the soak, then looks at all labels; returns how many things are not as they must be."""
     print(f"services: {'a network namespace' if cluster.network.can_cut else 'loopback, which cannot be cut'}")
     rows: list[dict[str, Any]] = []
-    soaks: list[dict[str, Any]] = []
     with Drilled(cluster, given.rate, given.seed, _tell) as drilled:
         if given.soak is not None:
-            soaks.append(soak(drilled, given.soak, given.seed, _tell))
-            _show_soak(soaks[0])
+            rows.append(soak(drilled, given.soak, given.seed, _tell))
+            _show_soak(rows[0])
         else:
             for drill in all_drills(cluster, given.seconds, given.short):
                 if given.only and not any(part in drill.name for part in given.only):
                     continue
                 rows.append(drilled.drill(drill))
                 print("\n".join(drill_lines(rows[-1])), flush=True)
+                _write(given.json, rows)  # what follows may take long
         cluster.wait(10.0)
-    if rows:
+    if given.soak is None:
         print("\n".join(markdown(rows)))
     labels = _verify(cluster)
     print("labels: " + ", ".join(f"{name} {value}" for name, value in labels.items()))
-    return {"drills": rows, "soaks": soaks, "labels": [labels]}
+    for row in rows:
+        row["labels"] = labels
+    _write(given.json, rows)
+    return sum(len(row["problems"]) for row in [*rows, labels])
 
 
 def _verify(cluster: Cluster) -> dict[str, Any]:
@@ -114,17 +113,13 @@ def _show_soak(found: dict[str, Any]) -> None:
         print(f"    ! {problem}")
 
 
-def _write(path: Path, found: dict[str, list[dict[str, Any]]]) -> None:
-    """Writes the figures; drills and soaks that are in the file and were not run again stay."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    drills = {row["name"]: row for row in [*kept.get("drills", []), *found["drills"]]}
-    result = {
-        "machine": machine(),
-        "drills": list(drills.values()),
-        "soaks": found["soaks"] or kept.get("soaks", []),
-        "labels": [*(kept.get("labels", []) if found["soaks"] else []), *found["labels"]],
-    }
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def _write(path: Path | None, rows: list[dict[str, Any]]) -> None:
+    """Writes the figures; drills and a soak that are in the file and were not run again stay."""
+    if path is None:
+        return
+    kept = json.loads(path.read_text())["runs"] if path.exists() else []
+    by_name = {row["name"]: row for row in [*kept, *rows]}
+    path.write_text(json.dumps({"machine": machine(), "runs": list(by_name.values())}, indent=1) + "\n")
 
 
 def _tell(what: str) -> None:

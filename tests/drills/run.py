@@ -1,5 +1,6 @@
 """One drill from quiet to quiet: steady load, the blow, its end, and the time until all is well again."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -133,6 +134,7 @@ class Drilled:
                 "during": seen(between(users.replies, began_s, well_s)),
                 "after": seen(between(users.replies, well_s, well_s + _AFTER_S)),
             },
+            "load": os.getloadavg()[0],
             "skipped": users.num_skipped - skipped,
             "alarms": {what: round(at_s - began_s, 1) for what, at_s in sorted(watch.raised.items())},
             "restarts": {name: n - restarts[name] for name, n in cluster.num_restarts().items() if n > restarts[name]},

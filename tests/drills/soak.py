@@ -1,5 +1,6 @@
 """Load, publishes and kills together, for minutes: the latency table, and whether a single answer was wrong."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,7 @@ def soak(drilled: Drilled, seconds: float, seed: int, say: Callable[[str], None]
         problems += drilled.what_is_missing()
     minutes = np.arange(began_s, began_s + seconds, _MINUTE_S)
     return {
+        "name": "soak",
         "seconds": round(ended_s - began_s, 1),
         "seed": seed,
         "kills": kills,
@@ -65,5 +67,6 @@ def soak(drilled: Drilled, seconds: float, seed: int, say: Callable[[str], None]
         "unanswered_own": seen(own)["unanswered"],
         "users": seen(replies),
         "minutes": [seen(between(replies, start_s, start_s + _MINUTE_S)) for start_s in minutes],
+        "load": os.getloadavg()[0],
         "problems": problems,
     }
