@@ -1,6 +1,7 @@
 """docker-compose.yml and its configuration: the demo's world on real services, containers watched and unprivileged."""
 
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import Callable
@@ -116,23 +117,29 @@ def test_health_is_asked_where_the_process_tells_it(name: str) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
-def test_healthy_succeeds_with_200_alone(status: int, code: int, free_port: Callable[[], int]) -> None:
+def test_healthy_succeeds_with_200_alone(status: int, code: int) -> None:
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         start_response(f"{status} -", [("Content-Type", "text/plain")])
         return [environ["PATH_INFO"].encode()]
 
-    port = free_port()
-    with make_server("127.0.0.1", port, app, handler_class=QuietHandler) as server:
+    with make_server("127.0.0.1", 0, app, handler_class=QuietHandler) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
-        done = subprocess.run(
-            [str(ROOT / "docker/healthy"), f"127.0.0.1:{port}/v1/health"], capture_output=True, text=True, check=False
-        )
+        done = healthy(server.server_port)
         thread.join()
-    assert done.returncode == code
-    assert done.stdout.endswith("/v1/health" if code else "")
-    refused = subprocess.run([str(ROOT / "docker/healthy"), f"127.0.0.1:{port}/"], capture_output=True, check=False)
-    assert refused.returncode != 0
+    assert done.returncode == code, done.stderr
+    assert ("/v1/health" in done.stdout) == (code != 0), "what is wrong is told"
+
+
+def test_healthy_fails_where_nobody_listens() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert healthy(bound.getsockname()[1]).returncode != 0
+
+
+def healthy(port: int) -> subprocess.CompletedProcess[str]:
+    argv = [str(ROOT / "docker/healthy"), f"127.0.0.1:{port}/v1/health"]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
 class QuietHandler(WSGIRequestHandler):
