@@ -155,14 +155,14 @@ def checkpoint(stack: Stack) -> str:
 def comes_back(stack: Stack, end: Callable[[], Any]) -> str:
     """Ends the trainer and waits until what it publishes, having resumed, is served; asks for rankings meanwhile."""
     asked, failed = stack.num_asked, stack.num_failed
-    runs = len(PUBLISHING.findall(compose("logs", "--no-log-prefix", "trainer")))
+    epoch = int(PUBLISHING.findall(compose("logs", "--no-log-prefix", "trainer"))[-1][0])
     end()
 
     def publishing() -> Any:
         stack.rank()
         logs = compose("logs", "--no-log-prefix", "trainer")
         found = PUBLISHING.findall(logs)
-        return len(found) > runs and (RESUMED.findall(logs)[-1:], int(found[-1][1]))
+        return found and int(found[-1][0]) > epoch and (RESUMED.findall(logs)[-1:], int(found[-1][1]))
 
     steps, last_version = until("the trainer publishes again", publishing)
     if not steps:
