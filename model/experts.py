@@ -31,19 +31,25 @@ class GatedExperts(Drawn):
 
     def forward(self, x: RowInputs) -> tuple[Tensor, Tensor]:
         """Returns every expert's output, [E, B, d], and the gate logits, [B, G]."""
-        z_BN = x.linear(self.in_weight, self.in_bias)
         if torch.is_inference_mode_enabled():
-            return self._second_layers(z_BN)
-        experts_EBd, gate_BG = _SecondLayers.apply(z_BN, self.out_weight, self.out_bias)  # type: ignore[no-untyped-call] # torch leaves Function.apply untyped
+            return self._evaluated(x)
+        experts_EBd, gate_BG = _SecondLayers.apply(
+            x.linear(self.in_weight, self.in_bias), self.out_weight, self.out_bias
+        )  # type: ignore[no-untyped-call] # torch leaves Function.apply untyped
         return experts_EBd, gate_BG
 
-    def _second_layers(self, z_BN: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what `_SecondLayers` does, which nobody asks the gradient of: written over the first layers."""
+    def _evaluated(self, x: RowInputs) -> tuple[Tensor, Tensor]:
+        """Returns the same, of which nobody asks the gradient.
+
+        Every layer is written over. Gates are a product of their own, so that hidden rows start at whole cache lines.
+        """
         num_experts, hidden, _ = self.out_weight.shape
-        hidden_BN, gate_BG = z_BN.tensor_split([num_experts * hidden], dim=1)
-        hidden_BEh = hidden_BN.relu_().view(-1, num_experts, hidden)
-        weight, bias = self.out_weight.to(z_BN.dtype), self.out_bias.to(z_BN.dtype)
-        return torch.baddbmm(bias, hidden_BEh.transpose(0, 1), weight).relu_(), gate_BG
+        first = num_experts * hidden
+        hidden_BH = x.linear(self.in_weight[:first], self.in_bias[:first]).relu_()
+        hidden_EBh = hidden_BH.view(-1, num_experts, hidden).transpose(0, 1)
+        weight, bias = self.out_weight.to(hidden_BH.dtype), self.out_bias.to(hidden_BH.dtype)
+        gate_BG = x.linear(self.in_weight[first:], self.in_bias[first:])
+        return torch.baddbmm(bias, hidden_EBh, weight).relu_(), gate_BG
 
     def draw(self, generator_of: Callable[[str], torch.Generator]) -> None:
         """Draws the layers; gate biases are zero."""

@@ -25,6 +25,8 @@ SHAPE = NetworkShape(
     tasks=("click", "order"),
 )
 CONFIGS = {name: ModelConfig(architecture=name) for name in NETWORKS} | {
+    "hinet, no attention": ModelConfig(preset="custom", hinet=HiNetConfig(san="none")),
+    "hinet, one layer": ModelConfig(preset="custom", hinet=HiNetConfig(san="none", hierarchy=False)),
     "hinet published": ModelConfig(preset="custom", hinet=HiNetConfig.published()),
     "hinet released": ModelConfig(preset="custom", hinet=HiNetConfig.released()),
     "hinet, sequence in front": ModelConfig(sequence=SequenceBlocksConfig()),
@@ -36,7 +38,8 @@ NETS = {name: config.build_network(SHAPE, seed=0).double() for name, config in C
 @settings(max_examples=100)
 @given(
     name=st.sampled_from(list(NETS)),
-    scenarios=st.lists(st.integers(0, 2), max_size=9).map(sorted),
+    scenarios=st.lists(st.integers(0, 2), max_size=9).map(sorted)
+    | st.integers(0, 2).flatmap(lambda scenario: st.lists(st.just(scenario), min_size=1, max_size=9)),
     num_requests=st.integers(1, 3),
     num_actions=st.integers(0, 3),
     seed=st.integers(0, 9),
