@@ -27,8 +27,8 @@ GROUP_ID = "freshrank-joiner"
 MAX_POLL_INTERVAL = "max.poll.interval.ms"
 DEFAULT_MAX_POLL_INTERVAL_MS = 120_000
 """What `stream.kafka_log` sets where `kafka.client` does not: then a silent member's partitions are given to others."""
-CALL_LIMIT_S = 10.0
-"""No step of a transaction may take longer: it is to come back after half of that, whatever the broker does."""
+CALL_LIMIT_S = 7.0
+"""No step of a transaction may take longer: it is to come back after 5 s, whatever the broker does."""
 GC_THRESHOLDS = (50_000, 20, 100)
 """Open slates live long and hold no cycles; at Python's defaults looking for some takes 40 % of the joiner's time."""
 
