@@ -24,7 +24,7 @@ from stream.schema import SchemaConfig
 if TYPE_CHECKING:
     from model.config import ModelConfig
     from model.store import StoreConfig
-    from model.trainer import TrainerConfig
+    from model.trainer_config import TrainerConfig
     from ranker.config import RankerConfig
     from sim.config import SimConfig
     from stream.agents_config import AgentsConfig
@@ -46,7 +46,7 @@ SECTIONS = (
     Section("join", "stream.join:JoinConfig"),
     Section("spill", "stream.spill:SpillConfig"),
     Section("model", "model.config:ModelConfig"),
-    Section("trainer", "model.trainer:TrainerConfig"),
+    Section("trainer", "model.trainer_config:TrainerConfig"),
     Section("checkpoint", "freshrank.places:CheckpointConfig"),
     Section("store", "model.store:StoreConfig"),
     Section("blender", "utility_blender.blend:BlenderConfig"),

@@ -15,7 +15,8 @@ from model.canary import CanaryConfig
 from model.config import ModelConfig
 from model.gate_config import OFF
 from model.store import MemorySnapshotStore
-from model.trainer import Trainer, TrainerConfig, TrainerParts
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig, TrainerParts
 from stream.emission import Emission, Outcome
 from stream.examples import ExampleEncoder
 from stream.join import JoinConfig, JoinCore, remember_ms

@@ -17,7 +17,7 @@ from freshrank.config import RunConfig
 from freshrank.in_process import InProcessLoop
 from model.config import ModelConfig
 from model.progressive import Report
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from stream.join import JoinConfig
 from stream.recorded import RecordedLog, ReplayOrder
 from stream.schema import SchemaConfig

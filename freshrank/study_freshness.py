@@ -20,7 +20,8 @@ from freshrank.study_metrics import auc, normalized_entropy, over_seeds
 from model.config import ModelConfig
 from model.features import EncodedBatch
 from model.serving import ServingModel
-from model.trainer import Trainer, TrainerConfig
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig
 from sim.config import SimConfig
 from sim.record import START_MS, RecordedTruth, record_events
 from stream.examples import ExampleEncoder

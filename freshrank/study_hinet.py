@@ -19,7 +19,7 @@ from freshrank.study_stream import ACTION, in_time
 from freshrank.study_variants import PLAIN, Variant, task_of
 from model.config import ModelConfig
 from model.optim import OptimConfig
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from sim.study_world import DelayWorld, draw_world
 from stream.join import JoinConfig
 from stream.schema import FeatureConfig, FeaturesConfig, Feedback, Impression, Items, SchemaConfig, TaskConfig

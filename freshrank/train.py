@@ -42,7 +42,8 @@ def train(run: RunConfig, threads: int) -> None:
     from freshrank.example_source import LogExampleSource
     from freshrank.metrics import serve_metrics
     from model.store_redis import RedisSnapshotStore
-    from model.trainer import Trainer, TrainerParts
+    from model.trainer import Trainer
+    from model.trainer_config import TrainerParts
     from stream import kafka_adapter
 
     heartbeat = Heartbeat(stop_signal())

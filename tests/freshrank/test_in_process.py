@@ -7,7 +7,7 @@ import torch
 from freshrank.in_process import InProcessLoop
 from model.config import ModelConfig
 from model.hinet_config import HiNetConfig
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from stream.emission import Outcome
 from stream.join import JoinConfig
 from stream.schema import Feedback, Impression, SchemaConfig, TaskConfig

@@ -21,7 +21,7 @@ from freshrank.replay import ReplayOutputs, ReplayProgress, replay_folder
 from model.config import ModelConfig
 from model.features import EncodingConfig
 from model.hinet_config import HiNetConfig
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from sim.config import SimConfig
 from sim.record import RecordedTruth, write_recorded_log
 from sim.world import FEATURES

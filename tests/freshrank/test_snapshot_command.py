@@ -15,7 +15,8 @@ from freshrank.train import production_weights
 from model.gate_report import Finding
 from model.rollback import full_versions
 from model.store_redis import RedisSnapshotStore
-from model.trainer import Trainer, TrainerParts
+from model.trainer import Trainer
+from model.trainer_config import TrainerParts
 
 pytestmark = pytest.mark.integration
 DEMO = Path(__file__).parents[2] / "configs/demo.yaml"

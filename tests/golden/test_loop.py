@@ -12,7 +12,7 @@ import torch
 from freshrank.in_process import InProcessLoop
 from model.config import ModelConfig
 from model.hinet_config import HiNetConfig
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from sim.config import SimConfig
 from sim.record import write_recorded_log
 from sim.world import FEATURES

@@ -15,7 +15,8 @@ from model.payload_view import Payload
 from model.snapshot import Manifest
 from model.store import StoreConfig
 from model.store_redis import RedisSnapshotStore
-from model.trainer import Trainer, TrainerConfig, TrainerParts
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig, TrainerParts
 from tests.model.example_log import MODEL, SCHEMA
 
 CONFIG = TrainerConfig(full_every=100)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from freshrank.in_process import InProcessLoop
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from stream.codec import EventDecoder, encode
 from stream.exceptions import DecodeError
 from stream.join import JoinConfig

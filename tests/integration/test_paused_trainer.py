@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model.store_redis import RedisSnapshotStore
-from model.trainer import Trainer, TrainerParts
+from model.trainer import Trainer
+from model.trainer_config import TrainerParts
 from tests.integration.publish_child import CONFIG, STORE
 from tests.model.example_log import MODEL, SCHEMA
 

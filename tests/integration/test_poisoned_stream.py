@@ -17,7 +17,7 @@ from model.features import RowColumns
 from model.rollback import roll_back_to
 from model.store import StoreConfig
 from model.store_redis import RedisSnapshotStore
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
 from ranker.stats import RankerStats

@@ -12,7 +12,7 @@ from model.hinet_config import HiNetConfig
 from model.losses import LossConfig
 from model.optim import OptimConfig
 from model.progressive import MetricsConfig
-from model.trainer import TrainerConfig
+from model.trainer_config import TrainerConfig
 from stream.emission import Emission, LabelColumn
 from stream.examples import ExampleEncoder
 from stream.join import JoinConfig

@@ -12,7 +12,8 @@ from model.hinet_config import HiNetConfig
 from model.progressive import MetricsConfig
 from model.source import ExampleSource
 from model.store import SnapshotStore
-from model.trainer import Trainer, TrainerConfig, TrainerParts
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig, TrainerParts
 from stream.emission import Emission, LabelColumn
 from stream.examples import ExampleEncoder
 from stream.join import JoinConfig

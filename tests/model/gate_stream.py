@@ -10,7 +10,8 @@ import numpy as np
 from model.gate_config import GateConfig
 from model.optim import OptimConfig
 from model.store import SnapshotStore
-from model.trainer import Trainer, TrainerConfig, TrainerParts
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig, TrainerParts
 from stream.emission import Emission, LabelColumn
 from stream.schema import Impression, Items, Served
 from tests.model import example_log

@@ -31,7 +31,8 @@ from model.serving import ServingModel
 from model.source import MemoryExampleSource
 from model.store import MemorySnapshotStore
 from model.task_heads import SettledRows
-from model.trainer import Trainer, TrainerConfig
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig
 from stream.schema import SchemaConfig, UnknownScenario
 from tests.model.example_log import METRICS, SCHEMA, Clock, new_trainer
 from tests.model.growing_log import GROWING, GROWING_MODEL, GROWTH, Naming, deals_from, growing_log

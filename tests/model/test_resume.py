@@ -20,7 +20,8 @@ from model.optim import OptimConfig
 from model.position_bias import PositionBiasConfig
 from model.sequence_blocks import SequenceBlocksConfig
 from model.source import MemoryExampleSource
-from model.trainer import Trainer, TrainerConfig
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig
 from stream.schema import FeatureConfig, SchemaConfig
 from tests.model.example_log import MODEL, SCHEMA, Clock, new_trainer, partition_log
 from tests.model.test_checkpoint import NUM_TOUCHES, BreakingWriter, CrashError

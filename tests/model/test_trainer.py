@@ -20,7 +20,8 @@ from model.serving import ServingModel
 from model.snapshot import Manifest, open_snapshot
 from model.source import ExampleMessage, MemoryExampleSource
 from model.store import Lane, MemorySnapshotStore, StoreConfig, chain_to
-from model.trainer import Trainer, TrainerConfig
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig
 from tests.model.example_log import METRICS, MODEL, SCHEMA, Clock, encode, new_trainer, partition_log, slate
 from tests.model.test_checkpoint import BreakingWriter
 

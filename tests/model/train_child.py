@@ -7,7 +7,8 @@ import torch
 
 from model.progressive import MetricsConfig
 from model.source import MemoryExampleSource
-from model.trainer import Trainer, TrainerConfig
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig
 from tests.model.example_log import Clock, new_trainer
 
 CONFIG = TrainerConfig(

@@ -11,7 +11,8 @@ import torch
 
 from model.store import MemorySnapshotStore, SnapshotStore, StoreConfig
 from model.store_redis import RedisSnapshotStore
-from model.trainer import Trainer, TrainerConfig
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig
 from ranker.api import RankResponse
 from ranker.exceptions import RequestError
 from stream.schema import SchemaConfig
