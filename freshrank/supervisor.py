@@ -4,6 +4,7 @@
 |---|---|
 | normally | it waits `backoff_ms`, twice as long each time up to `max_backoff_ms`, and is started again |
 | after it ran for `healthy_ms` | the same, from `backoff_ms` again |
+| as Kafka or Redis is gone | it waits at most `service_gone_ms`: they may be back at any moment, and nothing is wrong with it |
 | with exit code `USAGE`, or not to be restarted | it stays ended |
 """
 
@@ -45,13 +46,15 @@ class SupervisorConfig:
     """Wait before the first restart; at least 1."""
     max_backoff_ms: int = 10_000
     """Longest wait before a restart; at least `backoff_ms`."""
+    service_gone_ms: int = 2_000
+    """Longest wait before a restart of a process that ended because Kafka or Redis is gone; at least 1."""
     healthy_ms: int = 30_000
     """A process that ran this long starts again at `backoff_ms`; at least 1."""
     stop_ms: int = 10_000
     """How long one process may take to stop by itself before it is killed; at least 1."""
 
     def __post_init__(self) -> None:
-        for name in ("backoff_ms", "healthy_ms", "stop_ms"):
+        for name in ("backoff_ms", "service_gone_ms", "healthy_ms", "stop_ms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
         if self.max_backoff_ms < self.backoff_ms:
@@ -67,7 +70,8 @@ class ChildStatus:
     pid: int | None
     num_restarts: int
     num_failures: int
-    """Ends by itself in a row, since it last ran for `healthy_ms`; those that were asked for (`kill`) do not count."""
+    """Ends by itself in a row, since it last ran for `healthy_ms`; those that were asked for (`kill`), or because Kafka
+    or Redis is gone, do not count."""
     exit_code: int | None
     """How it ended last; a signal's number is negative. None if it never did."""
     rss_bytes: int
@@ -174,11 +178,13 @@ class Supervisor:
             return
         if self._now_ms() - kept.started_ms >= self._config.healthy_ms:
             kept.backoff_ms, kept.num_failures = self._config.backoff_ms, 0
-        kept.num_failures += not kept.is_killed
+        is_gone = code in (ExitCode.BROKER_GONE, ExitCode.REDIS_GONE)
+        wait_ms = min(kept.backoff_ms, self._config.service_gone_ms) if is_gone else kept.backoff_ms
+        kept.num_failures += not (kept.is_killed or is_gone)
         kept.is_killed = False
         kept.state = "waiting"
-        kept.due_ms = self._now_ms() + kept.backoff_ms
-        _LOG.warning("ended by itself, starting it again. wait_ms=%d %s", kept.backoff_ms, how)
+        kept.due_ms = self._now_ms() + wait_ms
+        _LOG.warning("ended by itself, starting it again. wait_ms=%d %s", wait_ms, how)
         kept.backoff_ms = min(2 * kept.backoff_ms, self._config.max_backoff_ms)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from freshrank.exits import ExitCode
 from freshrank.supervisor import ChildSpec, Supervisor, SupervisorConfig
 
 WaitUntil = Callable[..., None]
@@ -119,6 +120,23 @@ def test_the_backoff_doubles_to_its_most_and_starts_anew_after_a_healthy_run(
     assert failures == [1, 2, 3, 1], "in a row: over a long life a process may be started again any number of times"
 
 
+def test_a_process_that_misses_a_service_is_tried_again_soon_and_is_no_failure(
+    supervise, clock: Clock, wait_until: WaitUntil, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = python("a", f"raise SystemExit({ExitCode.BROKER_GONE:d})")
+    supervisor = supervise(spec, backoff_ms=100, max_backoff_ms=10_000, service_gone_ms=150)
+    waits = []
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            caplog.clear()
+            wait_until(state_is(supervisor, "waiting"), "the end is noticed")
+            waits.append(int(caplog.text.split("wait_ms=")[1].split()[0]))
+            clock.now_ms += waits[-1]
+            supervisor.poll()
+    assert waits == [100, 150, 150]
+    assert supervisor.status()[0].num_failures == 0
+
+
 @pytest.mark.parametrize(("restart", "code"), [(False, 0), (False, 1), (True, 2)])
 def test_not_to_be_restarted_or_a_users_mistake_stays_ended(
     supervise, clock: Clock, wait_until: WaitUntil, restart: bool, code: int
@@ -169,6 +187,7 @@ def test_killing_the_supervisor_leaves_no_child(tmp_path: Path, wait_until: Wait
     code = f"""
 import sys, time
 from pathlib import Path
+from freshrank.exits import ExitCode
 from freshrank.supervisor import ChildSpec, Supervisor
 specs = [ChildSpec(name=name, argv=(sys.executable, "-c", {WAIT!r})) for name in "abc"]
 supervisor = Supervisor(specs, Path({str(tmp_path)!r}), lambda: time.monotonic_ns() // 1_000_000)
