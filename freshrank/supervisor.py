@@ -4,7 +4,7 @@
 |---|---|
 | normally | it waits `backoff_ms`, twice as long each time up to `max_backoff_ms`, and is started again |
 | after it ran for `healthy_ms` | the same, from `backoff_ms` again |
-| as Kafka or Redis is gone | it waits at most `service_gone_ms`: they may be back at any moment, and nothing is wrong with it |
+| because Kafka or Redis is gone | it waits at most `service_gone_ms`: they may be back at any moment |
 | with exit code `USAGE`, or not to be restarted | it stays ended |
 """
 

@@ -187,7 +187,6 @@ def test_killing_the_supervisor_leaves_no_child(tmp_path: Path, wait_until: Wait
     code = f"""
 import sys, time
 from pathlib import Path
-from freshrank.exits import ExitCode
 from freshrank.supervisor import ChildSpec, Supervisor
 specs = [ChildSpec(name=name, argv=(sys.executable, "-c", {WAIT!r})) for name in "abc"]
 supervisor = Supervisor(specs, Path({str(tmp_path)!r}), lambda: time.monotonic_ns() // 1_000_000)
