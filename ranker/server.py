@@ -128,7 +128,7 @@ class HttpServer:
 
     def run(self) -> None:
         """Serves until SIGTERM, SIGINT or `stop`; then finishes what is in progress and returns."""
-        # What is there by now stays: a full collection that looked at its 375,000 objects again would hold up all requests.
+        # What is there by now stays: a full collection that looked at it again, 375,000 objects, would hold up all.
         gc.collect()
         gc.freeze()
         with _quiet_end():
