@@ -19,6 +19,10 @@ from redis.exceptions import ResponseError
 MAX_UNHEARD = 10
 """Timeouts without a single byte from Redis after which the connection counts as lost, though nobody has closed it."""
 
+CONNECT_LIMIT_S = 1.0
+"""After so long an attempt to connect is given up for a new one. Where packets vanish the kernel itself tries again
+after 1, 2, 4, 8, ... seconds: it would notice that they come through again as late as the outage was long."""
+
 
 class RedisGets:
     """`GET` for one event loop. Connects when first asked and again after every loss.
@@ -60,7 +64,7 @@ class RedisGets:
     def _connect(self) -> "asyncio.Task[_Connection]":
         """Returns the attempt to connect, one for all who wait; it goes on when they no longer do."""
         if self._connecting is None or self._connecting.done():
-            self._connecting = asyncio.ensure_future(self._open())
+            self._connecting = asyncio.ensure_future(asyncio.wait_for(self._open(), CONNECT_LIMIT_S))
             self._connecting.add_done_callback(lambda attempt: attempt.cancelled() or attempt.exception())
         return self._connecting
 

@@ -167,6 +167,30 @@ def test_a_connection_that_nobody_closed_but_that_is_silent_is_made_anew(server:
     asyncio.run(story())
 
 
+def test_an_attempt_to_connect_that_hears_nothing_is_given_up_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ranker.redis_get.CONNECT_LIMIT_S", 0.05)
+
+    async def story() -> int:
+        num_attempts = 0
+
+        async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal num_attempts
+            num_attempts += 1
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(stay_silent, "127.0.0.1", 0) as server:
+            gets = RedisGets(f"redis://:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+            while num_attempts < 3:
+                with pytest.raises(TimeoutError):
+                    await gets.get("key", 20)
+            gets.close()
+            await asyncio.sleep(0.1)
+        return num_attempts
+
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == 3
+
+
 def test_a_killed_redis_is_noticed_and_a_new_one_is_found(server: RedisProcess) -> None:
     write(server)
 
