@@ -19,7 +19,7 @@ pytestmark = [
         not os.environ.get("KAFKA_HOME"), reason="KAFKA_HOME is not set: it must name the folder of an Apache Kafka 4"
     ),
 ]
-UP_ARGUMENTS = ("--for", "40", "--broker", "kafka")
+UP_ARGUMENTS = ("--for", "50", "--broker", "kafka")
 __all__ = [
     "test_it_says_how_it_goes_and_leaves_nothing_behind",
     "test_ranking_was_served_by_a_snapshot_of_its_own_events",
