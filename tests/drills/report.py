@@ -46,7 +46,7 @@ def drill_lines(row: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines of a table for one drill."""
     recovered = "never" if row["recovered_s"] is None else f"{row['recovered_s']:.1f} s"
     verdict = "ok" if not row["problems"] else "FAILED"
-    yield f"{row['name']:<20}{verdict:<8}recovered {recovered:<8} alarm: {first_alarm(row)}"
+    yield f"{row['name']:<22}{verdict:<8}recovered {recovered:<8} alarm: {first_alarm(row)}"
     if row["missing_until_s"]:
         yield "    until " + ", ".join(f"{after_s:.1f} s: {what}" for what, after_s in row["missing_until_s"].items())
     for phase in PHASES:
