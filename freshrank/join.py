@@ -15,6 +15,7 @@ from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
 from freshrank.health import Heartbeat
 from freshrank.places import addresses
+from freshrank.steady_clock import SteadyClock, since_boot_ms
 from freshrank.watchdog import Watchdog, end_process
 from stream.log import KafkaConfig
 
@@ -65,10 +66,11 @@ def join(run: RunConfig, instance: str | None) -> None:
         spill = Spill(replace(run.spill, directory=str(Path(run.spill.directory) / (instance or ""))))
     member = kafka_adapter.group_member(run.kafka, group_id, topics, instance_id=instance)
     producer = kafka_adapter.transactional_producer(run.kafka, f"{group_id}-{instance or uuid.uuid4().hex}")
+    clock = SteadyClock(now_ms, since_boot_ms)
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        joiner = Joiner(run.schema, run.join, member, producer, run.kafka, now_ms, spill)
+        joiner = Joiner(run.schema, run.join, member, producer, run.kafka, clock.now_ms, spill)
         serve_metrics("joiner", addresses(run.monitor.joiner)[0], lambda: readings(joiner), heartbeat.problem)
         _logger.info("Joining. schema=%s commit_interval_ms=%s", run.schema.schema_hash(), run.join.commit_interval_ms)
         with Watchdog(

@@ -13,6 +13,7 @@ from freshrank.command import now_ms, run_options
 from freshrank.config import RunConfig
 from freshrank.doors import door_tokens
 from freshrank.exits import CommandError, ExitCode
+from freshrank.steady_clock import SteadyClock, since_boot_ms
 from freshrank.strict import ConfigError
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     from stream import kafka_adapter
     from utility_blender.blend import Blender
 
-    stats, freshness = RankerStats(), FreshnessRecorder(now_ms)
+    clock = SteadyClock(now_ms, since_boot_ms)
+    stats, freshness = RankerStats(), FreshnessRecorder(clock.now_ms)
     try:
         blender = Blender(list(run.schema.tasks), run.schema.scenarios, run.blender)
     except ValueError as error:
@@ -116,7 +118,7 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
         stats=stats,
         freshness=freshness,
         score_shift=ScoreShift(blender, stats),
-        now_ms=now_ms,
+        now_ms=clock.now_ms,
         elapsed_s=time.perf_counter,
         new_request_id=lambda: uuid.uuid4().hex,
     )
