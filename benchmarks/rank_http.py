@@ -153,7 +153,8 @@ def measure() -> dict[str, Figure]:
                 publisher.publish(*publisher.build())
                 ms = in_process(redis_url, publisher.model, bodies, sequence)
                 cpu_ms = {
-                    f"CPU of {stage}": float(np.median(ms[stage])) for stage in ("a request", "decode", "encode", "score")
+                    f"CPU of {stage}": float(np.median(ms[stage]))
+                    for stage in ("a request", "decode", "encode", "score")
                 }
                 suffix = ("" if preset == "small" else f".{preset}") + (
                     "" if precision == "float32" else f".{precision}"
