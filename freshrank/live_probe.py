@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from ranker.freshness import BOUNDS_MS
+from ranker.freshness_stages import BOUNDS_MS
 from ranker.stats import Histogram
 
 _logger = logging.getLogger(__name__)

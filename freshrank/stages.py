@@ -4,9 +4,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from freshrank.scrape import Figures
+from ranker.freshness_stages import STAGES
 
-STAGES = ("joined", "trained", "published", "applied", "served")
-"""What ends each stage; an event begins the first."""
 METRIC = "freshrank_ranker_freshness_stage_seconds_bucket"
 WINDOW_MS = 60_000
 """Quantiles are over so long."""

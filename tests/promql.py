@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from prometheus_client.utils import floatToGoString
 
 from freshrank.metrics import MetricRow, metric_table
-from ranker.freshness import BOUNDS_MS
+from ranker.freshness_stages import BOUNDS_MS
 from ranker.stats import LATENCY_BOUNDS_MS
 
 OF_SCRAPES = {"job", "instance"}

@@ -27,7 +27,7 @@ from freshrank.metrics import (
 from freshrank.scrape import Scrape
 from freshrank.train import readings
 from model.source import MemoryExampleSource
-from ranker.freshness import STAGES
+from ranker.freshness_stages import STAGES
 from stream.emission import JoinCounters
 from tests.model.example_log import new_trainer, partition_log
 from tests.model.growing_log import GROWING, GROWING_MODEL, deals_from, growing_log

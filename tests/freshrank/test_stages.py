@@ -3,7 +3,8 @@
 import pytest
 
 from freshrank.scrape import Figures, Scrape
-from freshrank.stages import METRIC, STAGES, WINDOW_MS, StageWindow, quantile_of
+from freshrank.stages import METRIC, WINDOW_MS, StageWindow, quantile_of
+from ranker.freshness_stages import STAGES
 
 INF = float("inf")
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from model.snapshot import Manifest
 from model.store import MemorySnapshotStore
-from ranker.freshness import MAX_PENDING, MAX_RECENT, STAGES, FreshnessRecorder, stage_durations
+from ranker.freshness import MAX_PENDING, MAX_RECENT, FreshnessRecorder, stage_durations
+from ranker.freshness_stages import STAGES
 from ranker.stats import Histogram
 from tests.ranker.given import Clock, Trainer
 
