@@ -106,6 +106,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def elapsed_ms() -> int:
+    """Returns ms on a clock that never goes back."""
+    return time.monotonic_ns() // 1_000_000
+
+
 def fail(error: BaseException) -> ExitCode:
     """Tells a failure in one line on stderr, and logs the traceback of what nobody expected. Returns the exit code."""
     code, sentence = explain(error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freshrank.command import now_ms, run_options
+from freshrank.command import elapsed_ms, now_ms, run_options
 from freshrank.config import RunConfig
 from freshrank.doors import door_tokens
 from freshrank.exits import CommandError, ExitCode
@@ -122,11 +122,6 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
         elapsed_s=time.perf_counter,
         new_request_id=lambda: uuid.uuid4().hex,
     )
-
-
-def elapsed_ms() -> int:
-    """Returns ms on a clock that never goes back."""
-    return time.monotonic_ns() // 1_000_000
 
 
 def readings(ranker: "Ranker") -> "Iterator[Reading | Buckets]":

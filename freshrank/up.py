@@ -17,7 +17,7 @@ import click
 import httpx
 
 from freshrank import launch
-from freshrank.command import now_ms, run_options, stop_signal
+from freshrank.command import elapsed_ms, now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
 from freshrank.control_door import ControlDoor
 from freshrank.doors import own_headers
@@ -109,11 +109,6 @@ def up(
         watch = Watch(run, supervisor, started_ms, time.sleep if door is None else door.wait)
         watch.run(lambda: should_stop() or (seconds is not None and now_ms() - started_ms >= seconds * 1_000))  # 4
     return finish(watch.report(), report)  # 6
-
-
-def elapsed_ms() -> int:
-    """Returns a clock that never moves back, in ms."""
-    return time.monotonic_ns() // 1_000_000
 
 
 def open_door(path: Path, faults: Faults) -> ControlDoor | None:
