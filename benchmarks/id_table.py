@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.harness import Figure, cpu_rate
 from model.assembly import InputLayout
-from model.embedding import EmbeddingConfig, EmbeddingTable
+from model.embedding import EmbeddingTable
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodedBatch, EncodingConfig, FeatureEncoder
 from model.field_ids import FieldIdsConfig
 from model.hashing import Int64Array

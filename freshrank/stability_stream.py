@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from freshrank.compare_data import CompareBatch, CompareData
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodedBatch, EncodingConfig, FeatureEncoder, RowColumns
 from model.labels import LabelBatch
 from model.learner import Learner

@@ -19,7 +19,7 @@ from freshrank.compare_models import equal_inputs
 from freshrank.compare_run import CompareConfig, Comparison, PassReport, judged_report
 from freshrank.peers import PEERS
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig, FeatureEncoder, RowColumns
 from model.hinet_config import HiNetConfig
 from model.labels import LabelBatch

@@ -11,7 +11,7 @@ from model.attention_mmoe import AttentionMMoEConfig
 from model.calibrator import CalibrationConfig
 from model.closeup import CloseupConfig
 from model.domain_gate import DomainGate
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.epnet import EPNetConfig
 from model.esmm import ESMMConfig
 from model.features import EncodingConfig, Field

@@ -5,55 +5,26 @@ Letters: F fields, N values of a batch, U distinct rows of a batch, W embedding 
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.admission import Admission, AdmissionConfig, Admissions
+from model.admission import Admission, Admissions
 from model.assembly import InputLayout
-from model.eviction import Eviction, EvictionCause, LastSeen
+from model.embedding_config import EmbeddingConfig
+from model.eviction import Eviction, EvictionCause
 from model.features import EncodedBatch
-from model.field_ids import FieldIdsConfig, IdRules
+from model.field_ids import IdRules
 from model.hashing import Int64Array
 from model.id_table import NO_ROW, IdTable
 from model.new_rows import drawn_rows
 from model.optim import OptimConfig, faded, rowwise_adagrad
+from model.row_arrays import RowArrays
 from model.seeding import named_generator
 from model.teacher_rows import BatchRows, FrozenRows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingConfig:
-    """Embedding rows: their width, their start, which values have one, and for how long."""
-
-    width: int = 16
-    """Floats per row; at least 1."""
-    init_scale: float = 0.05
-    """Standard deviation of the default and missing rows at the start, and of new rows if they are `random`."""
-    new_rows: Literal["default", "random"] = "default"
-    """What a new row starts as: `default`, a copy of its field's default row, so that admission changes no prediction;
-    or `random`, drawn from the seed and the value."""
-    admission: AdmissionConfig = AdmissionConfig()
-    """Which values get a row."""
-    max_rows: int | None = None
-    """Rows of all fields together, at most; beyond, the least recently seen go; at least 1; null: any number."""
-    evictions_per_step: int = 1_000
-    """Rows of one field that one step evicts, at most, beyond as many as it admitted; at least 1."""
-    fields: dict[str, FieldIdsConfig] = field(default_factory=dict)
-    """What is special about the ids of single fields, by the field's name (`user_id`, `item.category`, ...)."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width: {self.width} is not allowed; at least 1")
-        if not self.init_scale >= 0:
-            raise ValueError(f"init_scale: {self.init_scale} is not allowed; at least 0")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise ValueError(f"max_rows: {self.max_rows} is not allowed; at least 1, or null")
-        if self.evictions_per_step < 1:
-            raise ValueError(f"evictions_per_step: {self.evictions_per_step} is not allowed; at least 1")
 
 
 @dataclass(slots=True)
@@ -119,25 +90,19 @@ class EmbeddingTable:
         self._clock = 0
         self._evicted_at: dict[int, int] = {}
         self._has_exported = False
-        capacity = 2 * layout.num_reserved
-        self._seen = LastSeen(capacity)
-        weight = torch.zeros(capacity, config.width)
-        self._accumulator = torch.zeros(capacity, device=self._device)
-        self._changed_at = np.zeros(capacity, np.int64)
-        self._generation = np.zeros(capacity, np.int64)
-        self._examples = np.zeros(capacity, np.int64)
-        self._place = np.zeros(capacity, np.int64)
-        self._frozen: list[FrozenRows] = []
+        weight = torch.zeros(2 * layout.num_reserved, config.width)
         for place, one in enumerate(layout.fields):
             generator = named_generator(seed, f"rows/{one.name}")
             rows = slice(2 * place, 2 * place + 2)
             weight[rows] = config.init_scale * torch.randn(2, config.width, generator=generator)
-        self._weight = weight.to(self._device)
+        self._rows = RowArrays(weight.to(self._device))
+        self._place = np.zeros(len(self._rows), np.int64)
+        self._frozen: list[FrozenRows] = []
 
     @property
     def weight(self) -> Tensor:
         """The table, at least [rows, W]; do not write."""
-        return self._weight
+        return self._rows.weight
 
     @property
     def clock(self) -> int:
@@ -146,7 +111,7 @@ class EmbeddingTable:
 
     def occupancy(self) -> dict[str, float]:
         """Returns rows over `max_rows` of each field that has a limit; "all" stands for the limit of all fields."""
-        rows_F = self._rows_F()
+        rows_F = self._num_rows_F()
         return {
             "all" if one is None else self.layout.fields[one].name: float(rows_F[one].sum() / most)
             for one, most in self._eviction.max_rows.items()
@@ -164,7 +129,7 @@ class EmbeddingTable:
         examples_N = layout.examples(batch, counts_B)
         admissions = self._admission.plan(keys_N[unknown], unknown_fields, examples_N[unknown], self._clock)
         new_rows = self.ids.next_rows(len(admissions.keys))
-        self._reserve(int(new_rows.max(initial=-1)) + 1)
+        self._rows.reserve(int(new_rows.max(initial=-1)) + 1)
         if len(new_rows):
             found = np.searchsorted(admissions.keys, keys_N[unknown]).clip(max=len(new_rows) - 1)
             is_new = admissions.keys[found] == keys_N[unknown]
@@ -174,7 +139,7 @@ class EmbeddingTable:
         source_U = rows_U.copy()
         source_U[place_of_new] = layout.default_row_F[admissions.fields]
         source, new = self._index(source_U), self._index(place_of_new)
-        weight_UW, accumulator_U = self._weight.index_select(0, source), self._accumulator[source]
+        weight_UW, accumulator_U = self._rows.weight.index_select(0, source), self._rows.accumulator[source]
         accumulator_U[new] = 0.0
         if self._config.new_rows == "random" and len(new_rows):
             drawn = drawn_rows(admissions.keys, self._config.width, self._config.init_scale, self._seed)
@@ -202,13 +167,12 @@ class EmbeddingTable:
         """
         # 1 time and admissions
         self._clock += 1
-        self._seen.advance(watermark_ms)
+        self._rows.seen.advance(watermark_ms)
         admissions = lookup.admissions
         new_rows = self.ids.insert(admissions.keys)
         self._tell_frozen(lookup, new_rows)
-        self._generation[new_rows] += 1
-        self._examples[new_rows] = 0
-        self._seen.field[new_rows] = admissions.fields
+        self._rows.examples[new_rows] = 0
+        self._rows.seen.field[new_rows] = admissions.fields
         if self._evicted_at:
             for key in admissions.keys.tolist():
                 self._evicted_at.pop(key, None)
@@ -216,21 +180,21 @@ class EmbeddingTable:
         # 2 weights
         accumulator_U = lookup.accumulator_U
         if config.row_half_life_ms is not None:
-            accumulator_U = faded(accumulator_U, self._seen.ages_ms(lookup.rows_U), config.row_half_life_ms)
+            accumulator_U = faded(accumulator_U, self._rows.seen.ages_ms(lookup.rows_U), config.row_half_life_ms)
         weight_UW, accumulator_U = rowwise_adagrad(
             lookup.weight_UW, accumulator_U, grad_UW, lr=self._rates(lookup.rows_U, config.row_lr), eps=config.row_eps
         )
         rows = self._index(lookup.rows_U)
-        self._weight[rows] = weight_UW
-        self._accumulator[rows] = accumulator_U
-        self._examples[lookup.rows_U] += lookup.examples_U
+        self._rows.weight[rows] = weight_UW
+        self._rows.accumulator[rows] = accumulator_U
+        self._rows.examples[lookup.rows_U] += lookup.examples_U
         has_changed_U = (weight_UW != lookup.weight_UW).any(dim=1).cpu().numpy()
-        self._changed_at[lookup.rows_U[has_changed_U]] = self._clock
-        self._changed_at[new_rows] = self._clock
+        self._rows.changed_at[lookup.rows_U[has_changed_U]] = self._clock
+        self._rows.changed_at[new_rows] = self._clock
         # 3 who was seen, and who has to go
-        self._seen.see(lookup.rows_U, self._clock)
+        self._rows.seen.see(lookup.rows_U, self._clock)
         self._count(lookup)
-        due = self._eviction.due(self._seen, self._rows_F(), clock=self._clock, num_admitted=len(new_rows))
+        due = self._eviction.due(self._rows.seen, self._num_rows_F(), clock=self._clock, num_admitted=len(new_rows))
         for cause, gone in due:
             self._remove(gone, cause)
 
@@ -244,11 +208,11 @@ class EmbeddingTable:
 
     def _remove(self, rows: Int64Array, cause: EvictionCause) -> None:
         keys = self.ids.key_of_row(rows)
-        evicted_F = np.bincount(self._seen.field[rows], minlength=len(self.layout.fields)).tolist()
+        evicted_F = np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields)).tolist()
         for frozen in self._frozen:
-            frozen.removing(keys, rows, self._weight[self._index(rows)], self._examples[rows])
+            frozen.removing(keys, rows, self._rows.weight[self._index(rows)], self._rows.examples[rows])
         self.ids.remove(keys)
-        self._seen.free(rows)
+        self._rows.seen.free(rows)
         if self._has_exported:
             self._evicted_at.update(dict.fromkeys(keys.tolist(), self._clock))
         for counters, evicted in zip(self.counters.values(), evicted_F, strict=True):
@@ -257,7 +221,7 @@ class EmbeddingTable:
 
     def freeze(self) -> FrozenRows:
         """Returns a view of the rows as they are now; it is kept true until `release`."""
-        self._frozen.append(FrozenRows(self._weight[: self.layout.num_reserved], self.ids.num_rows))
+        self._frozen.append(FrozenRows(self._rows.weight[: self.layout.num_reserved], self.ids.num_rows))
         return self._frozen[-1]
 
     def refreeze(self, frozen: FrozenRows) -> None:
@@ -271,7 +235,7 @@ class EmbeddingTable:
     def batch_rows(self, lookup: Lookup) -> BatchRows:
         """Returns what a frozen view needs to know of a batch; nothing may have changed since the lookup."""
         rows_U = lookup.rows_U
-        field_U = np.where(rows_U < self.layout.num_reserved, rows_U // 2, self._seen.field[rows_U])
+        field_U = np.where(rows_U < self.layout.num_reserved, rows_U // 2, self._rows.seen.field[rows_U])
         field_U[lookup.new_U] = lookup.admissions.fields
         return BatchRows(
             rows_U=rows_U,
@@ -281,7 +245,7 @@ class EmbeddingTable:
             new_U=lookup.new_U,
             new_keys=lookup.admissions.keys,
             weight_UW=lookup.weight_UW,
-            examples_U=self._examples[rows_U],
+            examples_U=self._rows.examples[rows_U],
         )
 
     def _tell_frozen(self, lookup: Lookup, new_rows: Int64Array) -> None:
@@ -291,7 +255,7 @@ class EmbeddingTable:
         is_old_U[lookup.new_U] = False
         rows, weight = lookup.rows_U[is_old_U], lookup.weight_UW[self._index(np.flatnonzero(is_old_U))]
         for frozen in self._frozen:
-            frozen.changing(rows, weight, self._examples[rows])
+            frozen.changing(rows, weight, self._rows.examples[rows])
             frozen.admitted(lookup.admissions.keys, new_rows)
 
     def changes(self, since: int) -> tuple[Int64Array, Tensor, Int64Array]:
@@ -302,14 +266,14 @@ class EmbeddingTable:
         self._has_exported = True
         keys, rows = self.ids.items()
         if since:
-            recent = self._changed_at[rows] > since
+            recent = self._rows.changed_at[rows] > since
             keys, rows = keys[recent], rows[recent]
         evicted = [key for key, at in self._evicted_at.items() if at > since]
-        return keys, self._weight[self._index(rows)].cpu(), np.array(evicted, np.int64)
+        return keys, self._rows.weight[self._index(rows)].cpu(), np.array(evicted, np.int64)
 
     def reserved(self) -> Tensor:
         """Returns a copy of the default and missing rows, [2F, W]."""
-        return self._weight[: self.layout.num_reserved].to("cpu", copy=True)
+        return self._rows.weight[: self.layout.num_reserved].to("cpu", copy=True)
 
     def forget_evicted(self, until: int) -> None:
         """Drops the record of evictions that are in a promoted snapshot."""
@@ -317,43 +281,29 @@ class EmbeddingTable:
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything for a bit-exact resume."""
-        num_rows = self.ids.num_rows
-        arrays: dict[str, npt.NDArray[Any]] = {
+        arrays = {
             **{f"ids.{name}": array for name, array in self.ids.state().items()},
             **{f"admission.{name}": array for name, array in self._admission.counts.state().items()},
-            **{f"seen.{name}": array for name, array in self._seen.state(num_rows).items()},
-            "changed_at": self._changed_at[:num_rows].copy(),
-            "generation": self._generation[:num_rows].copy(),
-            "examples": self._examples[:num_rows].copy(),
             "evicted": np.array(list(self._evicted_at.items()), np.int64).reshape(-1, 2),
             "has_exported": np.array(self._has_exported),
             "clock": np.array(self._clock),
         }
-        state = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return state | {
-            "weight": self._weight[:num_rows].to("cpu", copy=True),
-            "accumulator": self._accumulator[:num_rows].to("cpu", copy=True),
-        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()} | self._rows.state(self.ids.num_rows)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Becomes the table `state` was taken from, on any device."""
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         self.ids.load_state({name: arrays[f"ids.{name}"] for name in ("key_of_row", "free")})
         self._admission.counts.load_state({name: arrays[f"admission.{name}"] for name in ("counts", "num_counted")})
-        self._seen.load_state({name: arrays[f"seen.{name}"] for name in ("field", "clock", "ms", "now")})
+        self._rows.load_state(state)
         self._eviction.restart()
-        self._weight = state["weight"].to(self._device, copy=True)
-        self._accumulator = state["accumulator"].to(self._device, copy=True)
-        self._changed_at = arrays["changed_at"].copy()
-        self._generation = arrays["generation"].copy()
-        self._examples = arrays["examples"].copy()
         self._frozen = []
-        self._place = np.zeros(len(self._changed_at), np.int64)
+        self._place = np.zeros(len(self._rows), np.int64)
         self._evicted_at = dict(arrays["evicted"].tolist())
         self._has_exported = bool(arrays["has_exported"])
         self._clock = int(arrays["clock"])
         _, rows = self.ids.items()
-        rows_F = np.bincount(self._seen.field[rows], minlength=len(self.layout.fields))
+        rows_F = np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields))
         for one, num_rows in zip(self.layout.fields, rows_F.tolist(), strict=True):
             self.counters[one.name].rows = num_rows
 
@@ -362,36 +312,26 @@ class EmbeddingTable:
         if np.isnan(self._own_lr_F).all():
             return lr
         is_reserved_U = rows_U < self.layout.num_reserved
-        field_U = np.where(is_reserved_U, rows_U // 2, self._seen.field[rows_U])
+        field_U = np.where(is_reserved_U, rows_U // 2, self._rows.seen.field[rows_U])
         lr_F = np.where(np.isnan(self._own_lr_F), np.float32(lr), self._own_lr_F)
         return torch.from_numpy(lr_F[field_U]).to(self._device)
 
     def _index(self, rows: Int64Array) -> Tensor:
         return torch.from_numpy(rows).to(self._device)
 
-    def _rows_F(self) -> Int64Array:
+    def _num_rows_F(self) -> Int64Array:
         """Returns how many rows each field has."""
         return np.array([counters.rows for counters in self.counters.values()], np.int64)
 
     def _distinct(self, rows_N: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Returns the distinct rows and each value's place among them, without sorting."""
+        if len(self._place) < len(self._rows):
+            self._place = np.zeros(len(self._rows), np.int64)
         places_N = np.arange(len(rows_N))
         self._place[rows_N] = places_N
         rows_U = rows_N[self._place[rows_N] == places_N]
         self._place[rows_U] = np.arange(len(rows_U))
         return rows_U, self._place[rows_N]
-
-    def _reserve(self, num_rows: int) -> None:
-        """Makes room for rows 0..num_rows - 1, doubling."""
-        capacity = len(self._changed_at)
-        if num_rows <= capacity:
-            return
-        more = max(num_rows, 2 * capacity) - capacity
-        self._weight = torch.cat([self._weight, self._weight.new_zeros(more, self._weight.shape[1])])
-        self._accumulator = torch.cat([self._accumulator, self._accumulator.new_zeros(more)])
-        for name in ("_changed_at", "_generation", "_examples", "_place"):
-            setattr(self, name, np.concatenate([getattr(self, name), np.zeros(more, np.int64)]))
-        self._seen.reserve(more)
 
     def _count(self, lookup: Lookup) -> None:
         admitted_F = np.bincount(lookup.admissions.fields, minlength=len(self.layout.fields)).tolist()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig
 from model.hinet_config import HiNetConfig
 from model.losses import LossConfig

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from model.admission import AdmissionConfig
 from model.checkpoint import FileWriter
 from model.config import ModelConfig
-from model.embedding import AdmissionConfig, EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig
 from model.hinet_config import HiNetConfig
 from model.progressive import MetricsConfig

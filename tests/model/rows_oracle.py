@@ -54,7 +54,6 @@ class Rows:
     next_row: int = 2 * len(FIELDS)
     clock: int = 0
     now_ms: int = 0
-    given_out: dict[int, int] = field(default_factory=dict)
     evicted: dict[str, int] = field(default_factory=lambda: {"expired": 0, "full": 0, "asked": 0})
 
     def occurrences(self, batch: list[BatchRow]) -> list[tuple[int, Value]]:
@@ -105,7 +104,6 @@ class Rows:
             number = self.free.pop() if self.free else self.next_row
             self.next_row = max(self.next_row, number + 1)
             self.own[value] = Row(number, list(self.default[value[0]].weight))
-            self.given_out[number] = self.given_out.get(number, 0) + 1
         return len(admitted)
 
     def evict_due(self, num_admitted: int) -> None:

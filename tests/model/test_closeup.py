@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.closeup import Closeup, CloseupConfig
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.expert_mlps import ExpertMlps
 from model.features import EncodingConfig
 from model.inputs import RowInputs

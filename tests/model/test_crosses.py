@@ -14,7 +14,7 @@ from freshrank.config import load_config
 from freshrank.peers import VowpalWabbit, products
 from freshrank.strict import build
 from model.crosses import cross_keys
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodedBatch, EncodingConfig, FeatureEncoder, RowColumns, model_fields
 from model.field_ids import FieldIdsConfig
 from model.hashing import MISSING_KEY, REMOVED_KEY, pair_keys

@@ -11,7 +11,7 @@ from freshrank.scrape import Scrape
 from freshrank.train import readings
 from model.admission import AdmissionConfig
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.field_ids import FieldIdsConfig
 from model.learner import Learner
 from model.optim import OptimConfig

@@ -9,7 +9,7 @@ import pytest
 from freshrank.config import load_config
 from freshrank.strict import ConfigError, build
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig, model_fields
 from model.field_ids import NO_LIMIT, FieldIdsConfig, IdRules
 from model.optim import OptimConfig

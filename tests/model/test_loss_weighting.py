@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.architectures import Architecture
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.gradient_weighting import MgdaConfig, PeLtrConfig
 from model.learner import Learner
 from model.loss_weighting import LossWeighting, loss_weighting

@@ -9,7 +9,7 @@ import torch
 
 from model.architectures import Architecture
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.epnet import EPNetConfig
 from model.features import EncodedBatch
 from model.labels import LabelBatch

@@ -10,7 +10,7 @@ import torch
 
 from model.architectures import NETWORKS, Architecture
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig, RowColumns
 from model.hinet import HiNet
 from model.hinet_config import HiNetConfig

