@@ -6,6 +6,8 @@ ModelError
 |- CheckpointError
 |  |- CheckpointCorruptError  this folder is skipped with a warning and the one before it is used
 |  `- CheckpointMismatchError the config changed where the weights cannot follow: change it back or use a new folder
+|- RankLostError             another process of this training job is gone: end, torchrun starts all from the last
+|                            checkpoint
 |- SnapshotError              never served: keep the old snapshot, count it, heal from the last full one
 |  |- SnapshotManifestError   the manifest cannot be read, or lacks a field
 |  |- SnapshotLengthError     the payload is torn: not as long as its manifest says
@@ -45,6 +47,10 @@ class CheckpointCorruptError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """The checkpoint was written under a config that these weights cannot follow; the text says what changed."""
+
+
+class RankLostError(ModelError):
+    """Another rank of this training job is gone or does not answer."""
 
 
 class SnapshotError(ModelError):
