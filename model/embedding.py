@@ -86,7 +86,7 @@ class EmbeddingTable:
         rules = IdRules(layout.fields, config.fields, config.admission.rule)
         self._own_lr_F = rules.row_lr_F
         self._admission = Admission(config.admission, rules.examples_F, rules.is_drawn_F, seed)
-        self._eviction = Eviction(rules, config.max_rows, config.evictions_per_step)
+        self._eviction = Eviction(rules, self.ids, config.max_rows, config.evictions_per_step)
         self._clock = 0
         self._evicted_at: dict[int, int] = {}
         self._has_exported = False

@@ -9,6 +9,7 @@ import numpy as np
 
 from model.field_ids import NO_LIMIT, IdRules
 from model.hashing import Int64Array
+from model.id_table import IdTable
 
 EvictionCause = Literal["expired", "full", "asked"]
 
@@ -25,6 +26,13 @@ class Due(NamedTuple):
 
     cause: EvictionCause
     rows: Int64Array
+
+
+class Oldest(NamedTuple):
+    """Rows, and the clock at which each was last seen."""
+
+    rows: Int64Array
+    clock: Int64Array
 
 
 class LastSeen:
@@ -78,26 +86,27 @@ class LastSeen:
 
 
 class OldestRows:
-    """The rows of one field (None: of all) in the order in which they were last seen, ties by row; exact.
+    """The rows of one field (None: of all) in the order in which they were last seen, ties by key; exact.
 
     A scan over all rows finds about the least recently seen sixteenth. Until those are used up nothing older can
     appear, because a row that is seen again only becomes younger: so one scan serves many steps, and keeping track of
     what is seen costs a step no more than two writes per row.
     """
 
-    def __init__(self, field: int | None) -> None:
+    def __init__(self, field: int | None, ids: IdTable) -> None:
         self._field = field
+        self._ids = ids
         self._rows_Q = self._clock_Q = self._ms_Q = np.empty(0, np.int64)
         self._next = 0
         self._others_ms = 0
         """No row outside the queue was last seen before this event time."""
 
-    def take(self, seen: LastSeen, count: int, *, clock: int, before_ms: int = NO_LIMIT) -> Int64Array:
+    def take(self, seen: LastSeen, count: int, *, clock: int, before_ms: int = NO_LIMIT) -> Oldest:
         """Returns the oldest rows: at most `count`, none of the micro-batch `clock`, all last seen before `before_ms`.
 
         They are marked as gone, so that no other queue returns them too.
         """
-        taken = [np.empty(0, np.int64)]
+        taken = [Oldest(np.empty(0, np.int64), np.empty(0, np.int64))]
         while count > 0:
             if self._next == len(self._rows_Q) and (self._others_ms >= before_ms or not self._scan(seen, clock)):
                 break
@@ -106,12 +115,12 @@ class OldestRows:
                 break
             chunk = slice(self._next, end)
             rows = self._rows_Q[chunk]
-            rows = rows[seen.clock[rows] == self._clock_Q[chunk]]
-            seen.clock[rows] = _GONE
-            taken.append(rows)
+            is_as_found = seen.clock[rows] == self._clock_Q[chunk]
+            taken.append(Oldest(rows[is_as_found], self._clock_Q[chunk][is_as_found]))
+            seen.clock[taken[-1].rows] = _GONE
             self._next = end
-            count -= len(rows)
-        return np.concatenate(taken)
+            count -= len(taken[-1].rows)
+        return Oldest(*(np.concatenate(parts) for parts in zip(*taken, strict=True)))
 
     def _scan(self, seen: LastSeen, clock: int) -> bool:
         """Fills the queue with all rows up to some clock. Returns whether there is anything in it."""
@@ -125,7 +134,7 @@ class OldestRows:
             place = len(sample) // _QUEUE_SHARE
             is_ours &= seen.clock <= np.partition(sample, place)[place]
         rows = np.flatnonzero(is_ours)
-        self._rows_Q, self._next = rows[np.argsort(seen.clock[rows], kind="stable")], 0
+        self._rows_Q, self._next = rows[np.lexsort((self._ids.key_of_row(rows), seen.clock[rows]))], 0
         self._clock_Q, self._ms_Q = seen.clock[self._rows_Q], seen.ms[self._rows_Q]
         self._others_ms = int(self._ms_Q[-1]) if is_part else seen.now_ms
         return len(rows) > 0
@@ -139,7 +148,7 @@ class Eviction:
     micro-batch just learned stay, even if they alone are too many.
     """
 
-    def __init__(self, rules: IdRules, max_rows: int | None, per_step: int) -> None:
+    def __init__(self, rules: IdRules, ids: IdTable, max_rows: int | None, per_step: int) -> None:
         ttl_ms_F, max_rows_F = rules.ttl_ms_F.tolist(), rules.max_rows_F.tolist()
         self._ttl_ms = {field: ttl_ms for field, ttl_ms in enumerate(ttl_ms_F) if ttl_ms != NO_LIMIT}
         self.max_rows: dict[int | None, int] = {
@@ -149,11 +158,12 @@ class Eviction:
         if max_rows is not None:
             self.max_rows[None] = max_rows
         self._per_step = per_step
+        self._ids = ids
         self.restart()
 
     def restart(self) -> None:
         """Forgets what is known of the order of the rows; it is found again."""
-        self._oldest = {field: OldestRows(field) for field in (*self._ttl_ms, *self.max_rows)}
+        self._oldest = {field: OldestRows(field, self._ids) for field in (*self._ttl_ms, *self.max_rows)}
 
     def due(self, seen: LastSeen, rows_F: Int64Array, *, clock: int, num_admitted: int) -> list[Due]:
         """Returns the rows to evict after the step `clock`; `rows_F` is how many rows each field has."""
@@ -168,8 +178,10 @@ class Eviction:
         for field, ttl_ms in self._ttl_ms.items():
             before_ms = seen.now_ms - ttl_ms
             if before_ms > seen.first_ms:
-                evict("expired", self._oldest[field].take(seen, self._per_step, clock=clock, before_ms=before_ms))
+                oldest = self._oldest[field].take(seen, self._per_step, clock=clock, before_ms=before_ms)
+                evict("expired", oldest.rows)
         for limited, max_rows in self.max_rows.items():
             too_many = int(rows_F.sum() if limited is None else rows_F[limited]) - max_rows
-            evict("full", self._oldest[limited].take(seen, min(too_many, self._per_step + num_admitted), clock=clock))
+            oldest = self._oldest[limited].take(seen, min(too_many, self._per_step + num_admitted), clock=clock)
+            evict("full", oldest.rows)
         return found

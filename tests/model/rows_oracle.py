@@ -107,7 +107,7 @@ class Rows:
         return len(admitted)
 
     def evict_due(self, num_admitted: int) -> None:
-        """Evicts what is expired, then what is too many, least recently seen first, ties by row number."""
+        """Evicts what is expired, then what is too many, least recently seen first, ties by key."""
         for name in FIELDS:
             ttl_ms = self.rules.ttl_ms[name]
             if ttl_ms is not None:
@@ -123,7 +123,7 @@ class Rows:
     def oldest(self, name: str | None) -> list[Value]:
         """Returns the values of a field (None: of all) that are not in the batch just learned, the oldest first."""
         values = [value for value, row in self.own.items() if name in (None, value[0]) and row.seen_at < self.clock]
-        return sorted(values, key=lambda value: (self.own[value].seen_at, self.own[value].number))
+        return sorted(values, key=lambda value: (self.own[value].seen_at, value_key(value[0], str(value[1]))))
 
     def evict(self, values: list[Value], cause: str) -> None:
         """Takes the rows of values away."""

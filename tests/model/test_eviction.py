@@ -18,6 +18,7 @@ from model.embedding_config import EmbeddingConfig
 from model.features import EncodedBatch, EncodingConfig, FeatureEncoder, RowColumns
 from model.field_ids import FieldIdsConfig
 from model.hashing import value_key
+from model.id_table import IdTable
 from model.optim import OptimConfig
 from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig, TaskConfig
 from tests.model.rows_oracle import FIELDS, WIDTH, BatchRow, Row, Rows, Rules
@@ -337,17 +338,22 @@ def test_a_new_row_is_a_change_even_if_its_gradient_was_zero() -> None:
 @pytest.mark.parametrize("field", [0, 1, None])
 def test_oldest_rows_come_in_order_over_many_scans(field: int | None) -> None:
     """Some are seen again meanwhile, some are freed; a limit in event time ends it exactly there."""
-    rng, seen = np.random.default_rng(0), eviction.LastSeen(20_000)
+    rng, seen, ids = np.random.default_rng(0), eviction.LastSeen(20_000), IdTable(num_reserved=0)
+    key_of_row = rng.permutation(np.arange(1, 20_001))
+    ids.insert(key_of_row)
     seen.field[:] = rng.integers(-1, 2, 20_000)
     seen.clock[:] = rng.integers(1, 90, 20_000)
     seen.ms[:], seen.now_ms = 10 * seen.clock, 1_000
-    oldest, taken = eviction.OldestRows(field), []
+    oldest, taken = eviction.OldestRows(field, ids), []
     for clock in range(100, 180):
         for count in (1, 200):
             candidates = np.flatnonzero((seen.field == field) if field is not None else (seen.field >= 0))
             candidates = candidates[(seen.ms[candidates] < 700) & (seen.clock[candidates] < clock)]
-            expected = candidates[np.argsort(seen.clock[candidates], kind="stable")][:count].tolist()
-            assert oldest.take(seen, count, clock=clock, before_ms=700).tolist() == expected
+            order = np.lexsort((key_of_row[candidates], seen.clock[candidates]))
+            expected = candidates[order][:count].tolist()
+            clocks = seen.clock[expected].tolist()
+            found = oldest.take(seen, count, clock=clock, before_ms=700)
+            assert (found.rows.tolist(), found.clock.tolist()) == (expected, clocks)
             taken += expected
         seen.free(rng.choice(20_000, 5, replace=False))
         seen.see(rng.choice(np.flatnonzero(seen.clock < clock), 5, replace=False), clock)
