@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.hashing import Int64Array, uniforms
+from model.sharding import NUM_SHARDS, shard_of
 
 AdmissionRule = Literal["count", "probability"]
 
@@ -33,13 +34,17 @@ class AdmissionCounts:
     """Counts examples per key in a count-min sketch of two counters per key, conservative update.
 
     A count is never too low (up to 255) until it fades: after as many counts as there are counters all are halved, so
-    that the values of last month do not admit today's noise. Deterministic in the order of the counts.
+    that the values of last month do not admit today's noise. Deterministic in the order of the counts. Every shard of
+    the keys has counters of its own, which fade by themselves: a rank that has some of the shards counts as one that
+    has all of them would.
     """
 
     def __init__(self, config: AdmissionConfig) -> None:
+        num_cells = 1 << config.counter_bits
         self._shift = np.uint64(64 - config.counter_bits)
-        self._counts = np.zeros(1 << config.counter_bits, np.uint8)
-        self._num_counted = 0
+        self._width = num_cells // NUM_SHARDS
+        self._counts = np.zeros(num_cells, np.uint8)
+        self._num_counted = np.zeros(NUM_SHARDS, np.int64)
 
     def with_added(self, keys_N: Int64Array, added_N: Int64Array) -> Int64Array:
         """Returns what the counts of distinct keys will be after `add`, without changing anything."""
@@ -53,23 +58,24 @@ class AdmissionCounts:
         counts_N = self.with_added(keys_N, added_N).astype(np.uint8)
         for cells_N in self._cells(keys_N):
             np.maximum.at(self._counts, cells_N, counts_N)
-        self._num_counted += int(added_N.sum())
-        if self._num_counted >= len(self._counts):
-            self._counts >>= 1
-            self._num_counted = 0
+        np.add.at(self._num_counted, shard_of(keys_N), added_N)
+        for shard in np.flatnonzero(self._num_counted >= self._width).tolist():
+            self._counts[shard * self._width : (shard + 1) * self._width] >>= 1
+            self._num_counted[shard] = 0
 
     def state(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Returns what `load_state` needs."""
-        return {"counts": self._counts.copy(), "num_counted": np.array(self._num_counted, np.int64)}
+        """Returns what `load_state` needs: the counters of each shard, [shards, counters], and how many it counted."""
+        return {"counts": self._counts.reshape(NUM_SHARDS, -1).copy(), "num_counted": self._num_counted.copy()}
 
     def load_state(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
         """Becomes the counts `state` was taken from; the number of counters must be the same."""
-        self._counts = state["counts"].astype(np.uint8)
-        self._num_counted = int(state["num_counted"])
+        self._counts = state["counts"].ravel().astype(np.uint8)
+        self._num_counted = state["num_counted"].astype(np.int64)
 
     def _cells(self, keys_N: Int64Array) -> list[Int64Array]:
-        unsigned_N = keys_N.view(np.uint64)
-        return [((unsigned_N * factor) >> self._shift).astype(np.int64) for factor in _MULTIPLIERS]
+        start_N, unsigned_N = shard_of(keys_N) * self._width, keys_N.view(np.uint64)
+        within = self._width - 1  # a power of two
+        return [start_N + (((unsigned_N * factor) >> self._shift).astype(np.int64) & within) for factor in _MULTIPLIERS]
 
 
 class Admissions(NamedTuple):

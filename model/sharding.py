@@ -1,22 +1,37 @@
-"""Which rank has the row of a key."""
+"""Which rank has the row of a key.
+
+Keys fall into a fixed number of shards, and shards are dealt to ranks: whatever is kept by shard can be handed to any
+other number of ranks without a look at the keys.
+"""
 
 import numpy as np
 import numpy.typing as npt
 
 from model.hashing import Int64Array
 
+NUM_SHARDS = 256
+"""Shards of the keys, and the most ranks there can be."""
 _SHIFT = np.uint64(32)
+
+
+def shard_of(keys_N: Int64Array) -> Int64Array:
+    """Returns the shard of each key, [N]: from its upper half, as the lower one chooses the slot in an id table."""
+    shard_N: Int64Array = ((keys_N.view(np.uint64) >> _SHIFT) % np.uint64(NUM_SHARDS)).astype(np.int64)
+    return shard_N
+
+
+def shards_of_rank(rank: int, size: int) -> Int64Array:
+    """Returns the shards that a rank has."""
+    return np.arange(rank, NUM_SHARDS, size)
 
 
 def owner_of(keys_N: Int64Array, size: int) -> Int64Array:
     """Returns the rank, in [0, size), that has the row of each key and all that is known of it, [N].
 
-    It is taken from the upper half of the key, since the lower one chooses the slot in a rank's id table.
-
     >>> owner_of(np.array([5, 5 + (1 << 32), -1]), 3).tolist()
     [0, 1, 0]
     """
-    owner_N: Int64Array = ((keys_N.view(np.uint64) >> _SHIFT) % np.uint64(size)).astype(np.int64)
+    owner_N: Int64Array = shard_of(keys_N) % size
     return owner_N
 
 

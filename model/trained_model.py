@@ -26,7 +26,7 @@ from model.shapes import check_same_shapes
 from model.teacher import Teacher
 from stream.schema import SchemaConfig
 
-STATE_FORMAT = 5
+STATE_FORMAT = 6
 
 
 class TrainedModel:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model.admission import Admission, AdmissionConfig, AdmissionCounts, Admissions
+from model.sharding import NUM_SHARDS, owner_of, shards_of_rank
 
 
 def keys(*values: int) -> np.ndarray:
@@ -29,19 +30,38 @@ def test_a_count_is_never_too_low_and_seldom_too_high() -> None:
 
 
 def test_counts_stop_at_255_and_fade() -> None:
-    counts = AdmissionCounts(AdmissionConfig(counter_bits=8))
-    counts.add(keys(5), keys(200))
-    counts.add(keys(5), keys(56))  # 256 counts for 256 counters: halved
-    assert counts.with_added(keys(5), keys(0)).tolist() == [127]
+    counts = AdmissionCounts(AdmissionConfig(counter_bits=16))
+    counts.add(keys(5, 6 << 32), keys(200, 100))
+    counts.add(keys(5, 6 << 32), keys(56, 100))  # 256 counts for the 256 counters of one shard: halved
+    assert counts.with_added(keys(5, 6 << 32), keys(0, 0)).tolist() == [127, 200]
 
 
 def test_state_goes_on_where_it_was() -> None:
-    first, second = (AdmissionCounts(AdmissionConfig(counter_bits=8)) for _ in range(2))
+    first, second = (AdmissionCounts(AdmissionConfig(counter_bits=16)) for _ in range(2))
     first.add(keys(5, 6), keys(200, 50))
     second.load_state(first.state())
     for counts in (first, second):
         counts.add(keys(5), keys(6))
     assert first.with_added(keys(5, 6), keys(0, 0)).tolist() == second.with_added(keys(5, 6), keys(0, 0)).tolist()
+
+
+def test_shards_count_apart_as_they_do_together() -> None:
+    rng, config = np.random.default_rng(1), AdmissionConfig(counter_bits=12)
+    whole, parts = AdmissionCounts(config), [AdmissionCounts(config) for _ in range(3)]
+    ids = rng.integers(-(2**63), 2**63 - 1, 3_000)
+    for _ in range(20):
+        seen = rng.choice(ids, 400, replace=False)
+        added = rng.integers(1, 4, 400)
+        whole.add(seen, added)
+        for rank, part in enumerate(parts):
+            own = owner_of(seen, 3) == rank
+            part.add(seen[own], added[own])
+    for rank, part in enumerate(parts):
+        shards = shards_of_rank(rank, 3)
+        others = np.setdiff1d(np.arange(NUM_SHARDS), shards)
+        for name, array in part.state().items():
+            assert array[shards].any() and np.array_equal(array[shards], whole.state()[name][shards])
+            assert not array[others].any()
 
 
 def test_a_bad_number_of_counters_is_refused() -> None:
