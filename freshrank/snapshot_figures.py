@@ -74,8 +74,8 @@ def differences(schema: "SchemaConfig", store: "SnapshotStore", first: int, seco
     row_of = {name: dict(zip(model["rows.keys"].tolist(), range(len(model["rows.keys"])), strict=True))
               for name, model in (("one", one), ("two", two))}  # fmt: skip
     both = sorted(row_of["one"].keys() & row_of["two"].keys())
-    old = one["rows.weights"].numpy()[[row_of["one"][key] for key in both]]
-    new = two["rows.weights"].numpy()[[row_of["two"][key] for key in both]]
+    old = one["rows.weights"].float().numpy()[[row_of["one"][key] for key in both]]
+    new = two["rows.weights"].float().numpy()[[row_of["two"][key] for key in both]]
     num_changed = int((old != new).any(axis=1).sum()) if both else 0
     yield f"rows    {len(row_of['one']):,} -> {len(row_of['two']):,}  ({len(both):,} in both, {num_changed:,} changed)"
     yield f"rows    distance {np.linalg.norm(new - old):.4g} of {np.linalg.norm(old):.4g}"

@@ -22,6 +22,7 @@ from model.hashing import Int64Array
 from model.id_table import NO_ROW, IdTable
 from model.new_rows import drawn_rows
 from model.optim import OptimConfig, faded, rowwise_adagrad
+from model.rounding import rounded_by_chance
 from model.row_arrays import RowArrays
 from model.seeding import named_generator
 from model.teacher_rows import BatchRows, FrozenRows
@@ -51,7 +52,7 @@ class Lookup(NamedTuple):
     index_N: Int64Array
     """Place in `rows_U` of each value of the flat order."""
     weight_UW: Tensor
-    """The rows' weights, on the table's device; to be admitted: those they start with."""
+    """The rows' weights in float32, on the table's device; to be admitted: those they start with."""
     accumulator_U: Tensor
     """The rows' accumulators, on the table's device; to be admitted: 0."""
     admissions: Admissions
@@ -65,7 +66,7 @@ class Lookup(NamedTuple):
 
 
 class EmbeddingTable:
-    """Rows of all fields in one float table, changed by row-wise Adagrad only where a batch touched them.
+    """Rows of all fields in one table, changed by row-wise Adagrad only where a batch touched them.
 
     A clock ticks with every change; each row remembers its last change, so that a delta is "changed since". Weights
     and accumulators are on `device`, all that decides which value has which row on the host: the same on any device.
@@ -95,7 +96,7 @@ class EmbeddingTable:
             generator = named_generator(seed, f"rows/{one.name}")
             rows = slice(2 * place, 2 * place + 2)
             weight[rows] = config.init_scale * torch.randn(2, config.width, generator=generator)
-        self._rows = RowArrays(weight.to(self._device))
+        self._rows = RowArrays(weight.to(self._device, config.torch_dtype))
         self._place = np.zeros(len(self._rows), np.int64)
         self._frozen: list[FrozenRows] = []
 
@@ -139,7 +140,8 @@ class EmbeddingTable:
         source_U = rows_U.copy()
         source_U[place_of_new] = layout.default_row_F[admissions.fields]
         source, new = self._index(source_U), self._index(place_of_new)
-        weight_UW, accumulator_U = self._rows.weight.index_select(0, source), self._rows.accumulator[source]
+        weight_UW = self._rows.weight.index_select(0, source).float()
+        accumulator_U = self._rows.accumulator[source]
         accumulator_U[new] = 0.0
         if self._config.new_rows == "random" and len(new_rows):
             drawn = drawn_rows(admissions.keys, self._config.width, self._config.init_scale, self._seed)
@@ -159,6 +161,13 @@ class EmbeddingTable:
             examples_U=np.bincount(index_N, weights=examples_N, minlength=len(rows_U)).astype(np.int64),
             lookups_F3=np.stack([lookups, on_default, on_missing], axis=1),
         )
+
+    def read(self, rows_N: Int64Array) -> tuple[Tensor, Int64Array]:
+        """Returns float32 weights to look at only, and the place of each of these rows among them."""
+        if self._rows.weight.dtype == torch.float32:
+            return self._rows.weight, rows_N
+        rows_U, index_N = self._distinct(rows_N)
+        return self._rows.weight.index_select(0, self._index(rows_U)).float(), index_N
 
     def apply(self, lookup: Lookup, grad_UW: Tensor, config: OptimConfig, *, watermark_ms: int = 0) -> None:
         """Steps the looked-up rows by their gradients, admits what the lookup planned, then evicts what is due.
@@ -184,6 +193,7 @@ class EmbeddingTable:
         weight_UW, accumulator_U = rowwise_adagrad(
             lookup.weight_UW, accumulator_U, grad_UW, lr=self._rates(lookup.rows_U, config.row_lr), eps=config.row_eps
         )
+        weight_UW = self._as_kept(weight_UW, lookup.rows_U)
         rows = self._index(lookup.rows_U)
         self._rows.weight[rows] = weight_UW
         self._rows.accumulator[rows] = accumulator_U
@@ -210,7 +220,7 @@ class EmbeddingTable:
         keys = self.ids.key_of_row(rows)
         evicted_F = np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields)).tolist()
         for frozen in self._frozen:
-            frozen.removing(keys, rows, self._rows.weight[self._index(rows)], self._rows.examples[rows])
+            frozen.removing(keys, rows, self._rows.weight[self._index(rows)].float(), self._rows.examples[rows])
         self.ids.remove(keys)
         self._rows.seen.free(rows)
         if self._has_exported:
@@ -221,7 +231,7 @@ class EmbeddingTable:
 
     def freeze(self) -> FrozenRows:
         """Returns a view of the rows as they are now; it is kept true until `release`."""
-        self._frozen.append(FrozenRows(self._rows.weight[: self.layout.num_reserved], self.ids.num_rows))
+        self._frozen.append(FrozenRows(self._rows.weight[: self.layout.num_reserved].float(), self.ids.num_rows))
         return self._frozen[-1]
 
     def refreeze(self, frozen: FrozenRows) -> None:
@@ -292,7 +302,7 @@ class EmbeddingTable:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Becomes the table `state` was taken from, on any device."""
-        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        arrays = {name: tensor.numpy() for name, tensor in state.items() if tensor.dtype != torch.bfloat16}
         self.ids.load_state({name: arrays[f"ids.{name}"] for name in ("key_of_row", "free")})
         self._admission.counts.load_state({name: arrays[f"admission.{name}"] for name in ("counts", "num_counted")})
         self._rows.load_state(state)
@@ -315,6 +325,13 @@ class EmbeddingTable:
         field_U = np.where(is_reserved_U, rows_U // 2, self._rows.seen.field[rows_U])
         lr_F = np.where(np.isnan(self._own_lr_F), np.float32(lr), self._own_lr_F)
         return torch.from_numpy(lr_F[field_U]).to(self._device)
+
+    def _as_kept(self, weight_UW: Tensor, rows_U: Int64Array) -> Tensor:
+        """Returns new weights as the table keeps them; how bfloat16 is rounded depends on seed, clock and key alone."""
+        if self._rows.weight.dtype == torch.float32:
+            return weight_UW
+        key_U = np.where(rows_U < self.layout.num_reserved, rows_U, self.ids.key_of_row(rows_U))
+        return rounded_by_chance(weight_UW, self._index(key_U), f"{self._seed}/{self._clock}")
 
     def _index(self, rows: Int64Array) -> Tensor:
         return torch.from_numpy(rows).to(self._device)

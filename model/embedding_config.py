@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from model.admission import AdmissionConfig
 from model.field_ids import FieldIdsConfig
+from model.precision import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +16,9 @@ class EmbeddingConfig:
 
     width: int = 16
     """Floats per row; at least 1."""
+    dtype: Precision = "float32"
+    """What the rows' weights are kept as, in the trainer, in snapshots and in rankers. `bfloat16` takes half of the
+    memory and is coarser; a step computes in float32 and rounds its weights by chance (`model.rounding`)."""
     init_scale: float = 0.05
     """Standard deviation of the default and missing rows at the start, and of new rows if they are `random`."""
     new_rows: Literal["default", "random"] = "default"
@@ -26,6 +32,11 @@ class EmbeddingConfig:
     """Rows of one field that one step evicts, at most, beyond as many as it admitted; at least 1."""
     fields: dict[str, FieldIdsConfig] = field(default_factory=dict)
     """What is special about the ids of single fields, by the field's name (`user_id`, `item.category`, ...)."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as a type of tensors."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
     def __post_init__(self) -> None:
         if self.width < 1:

@@ -207,8 +207,9 @@ class Learner:
         """Returns what the network sees of the rows, sorted by scenario, to look at only, and their former places."""
         batch, order_B, row_offsets = batch.by_scenario(self.trained.net.num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self.trained.table.ids)
+        source_UW, index_N = self.trained.table.read(rows_N)
         with torch.no_grad():
-            return self._network_inputs(self.trained.table.weight, rows_N, batch, row_offsets), order_B
+            return self._network_inputs(source_UW, index_N, batch, row_offsets), order_B
 
     def _network_inputs(
         self, source_UW: Tensor, index_N: npt.NDArray[np.int64], batch: EncodedBatch, row_offsets: list[int]

@@ -21,6 +21,7 @@ Payload = bytes | memoryview
 DTYPES = {
     torch.float32: "F32",
     torch.int64: "I64",
+    torch.bfloat16: "BF16",
     torch.int32: "I32",
     torch.int8: "I8",
     torch.uint8: "U8",

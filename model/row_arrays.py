@@ -17,12 +17,12 @@ class RowArrays:
     """Weights and accumulators on the table's device; all that decides which value has which row on the host."""
 
     def __init__(self, weight_RW: Tensor) -> None:
-        """Begins with these weights; nothing was learned or seen."""
+        """Begins with these weights, of either dtype; nothing was learned or seen."""
         num_rows = len(weight_RW)
         self.weight = weight_RW
         """[R, W]"""
-        self.accumulator = weight_RW.new_zeros(num_rows)
-        """Row-wise Adagrad's, [R]."""
+        self.accumulator = torch.zeros(num_rows, device=weight_RW.device)
+        """Row-wise Adagrad's, [R] float32."""
         self.changed_at: Int64Array = np.zeros(num_rows, np.int64)
         """The table's clock at each row's last change, [R]."""
         self.examples: Int64Array = np.zeros(num_rows, np.int64)
@@ -55,9 +55,9 @@ class RowArrays:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Becomes what `state` was taken from; the device stays."""
+        """Becomes what `state` was taken from; the device and the weights' dtype stay."""
         device = self.weight.device
-        self.weight = state["weight"].to(device, copy=True)
+        self.weight = state["weight"].to(device, self.weight.dtype, copy=True)
         self.accumulator = state["accumulator"].to(device, copy=True)
         self.changed_at = state["changed_at"].numpy().copy()
         self.examples = state["examples"].numpy().copy()

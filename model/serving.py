@@ -74,7 +74,9 @@ class ServingModel:
             encoder,
             layout,
             net,
-            ServingRows.empty(num_reserved=layout.num_reserved, width=config.embedding.width),
+            ServingRows.empty(
+                num_reserved=layout.num_reserved, width=config.embedding.width, dtype=config.embedding.torch_dtype
+            ),
             tuple(task.policy for task in schema.tasks.values()),
             registry,
             config.precision,
@@ -129,8 +131,9 @@ class ServingModel:
         batch, order_B, row_offsets = batch.resolved(self._registry.index).by_scenario(self._net.num_scenarios)
         rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._rows.ids)
         with torch.inference_mode(), products_in(self._precision):
+            source_UW, index_N = self._rows.read(rows_N)
             inputs = self._layout.network_inputs(
-                self._rows.weight, torch.from_numpy(rows_N), batch, row_offsets, with_sequence=self._net.uses_sequence
+                source_UW, index_N, batch, row_offsets, with_sequence=self._net.uses_sequence
             )
             probability_BT = self._net(inputs).float().sigmoid()
         result_BT = np.empty(tuple(probability_BT.shape), np.float32)

@@ -33,8 +33,8 @@ class RowDelta(NamedTuple):
     """Embeddings of the reserved rows, of which there is no delta: all of them."""
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], *, num_reserved: int, width: int) -> Self:
-        """Returns the `rows.` tensors of a snapshot.
+    def of(cls, tensors: Mapping[str, Tensor], *, num_reserved: int, width: int, dtype: torch.dtype) -> Self:
+        """Returns the `rows.` tensors of a snapshot whose weights are of `dtype`.
 
         Raises:
             ValueError: names, shapes or types are not those of such rows, or a key is evicted twice.
@@ -44,8 +44,8 @@ class RowDelta(NamedTuple):
         expected = {
             "rows.evicted": torch.empty(num_evicted, dtype=torch.int64),
             "rows.keys": torch.empty(num_keys, dtype=torch.int64),
-            "rows.weights": torch.empty(num_keys, width),
-            "rows.reserved": torch.empty(num_reserved, width),
+            "rows.weights": torch.empty(num_keys, width, dtype=dtype),
+            "rows.reserved": torch.empty(num_reserved, width, dtype=dtype),
         }
         check_same(rows, expected)
         evicted, keys_N, weights_NW, reserved = (rows[name] for name in expected)
@@ -101,9 +101,9 @@ class ServingRows:
         self._former = former
 
     @classmethod
-    def empty(cls, *, num_reserved: int, width: int) -> "ServingRows":
+    def empty(cls, *, num_reserved: int, width: int, dtype: torch.dtype = torch.float32) -> "ServingRows":
         """Returns rows of no keys; the reserved ones are zero."""
-        return cls(RowTable(IdTable(num_reserved=num_reserved), torch.zeros(num_reserved, width)))
+        return cls(RowTable(IdTable(num_reserved=num_reserved), torch.zeros(num_reserved, width, dtype=dtype)))
 
     @property
     def ids(self) -> IdTable:
@@ -114,6 +114,13 @@ class ServingRows:
     def weight(self) -> Tensor:
         """Embeddings, by row. To be read only as long as these rows are held."""
         return self._table.weight
+
+    def read(self, rows_N: Int64Array) -> tuple[Tensor, Tensor]:
+        """Returns float32 weights to look at only, and the place of each of these rows among them."""
+        rows = torch.from_numpy(rows_N)
+        if self.weight.dtype == torch.float32:
+            return self.weight, rows
+        return self.weight[rows].float(), torch.arange(len(rows))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,7 +133,8 @@ class ServingRows:
         Raises:
             ValueError: the `rows.` tensors are not those of such rows.
         """
-        delta = RowDelta.of(tensors, num_reserved=self.ids.num_reserved, width=self.weight.shape[1])
+        reserved_RW = self.weight[: self.ids.num_reserved]
+        delta = RowDelta.of(tensors, num_reserved=len(reserved_RW), width=reserved_RW.shape[1], dtype=reserved_RW.dtype)
         table = self._spare() or self._table.copy()
         table.apply(delta)
         # Ours without keys are where a full snapshot begins: to copy what it made is less than to make it twice.

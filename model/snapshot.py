@@ -94,7 +94,10 @@ def encode_payload(tensors: dict[str, torch.Tensor]) -> bytes:
     for name, tensor in sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0])):
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name}: type {tensor.dtype} is not allowed; {', '.join(map(str, DTYPES))}")
-        data = tensor.detach().contiguous().numpy().reshape(-1).view(np.uint8).data
+        flat = tensor.detach().contiguous().reshape(-1)
+        if flat.dtype == torch.bfloat16:  # numpy has no such type
+            flat = flat.view(torch.int16)
+        data = flat.numpy().view(np.uint8).data
         header[name] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
