@@ -5,7 +5,9 @@ ModelError
 |- TrainingDivergedError      several steps in a row were not finite: look at the data at the offsets logged
 |- CheckpointError
 |  |- CheckpointCorruptError  this folder is skipped with a warning and the one before it is used
-|  `- CheckpointMismatchError the config changed where the weights cannot follow: change it back or use a new folder
+|  |- CheckpointMismatchError the config changed where the weights cannot follow: change it back or use a new folder
+|  `- CheckpointFolderError   not all ranks see the same folder: put it on a file system that they share
+|- RanksDifferError          a rank was started with another configuration than the lead: give all the same
 |- RankLostError             another process of this training job is gone: end, torchrun starts all from the last
 |                            checkpoint
 |- SnapshotError              never served: keep the old snapshot, count it, heal from the last full one
@@ -21,6 +23,7 @@ ModelError
    |  `- RolledBackError      this trainer's work was rolled back: start it again, it goes on from before
    |- PointerOrderError       the pointer already names a later version
    |- SnapshotMissingError    the store does not hold what was asked for
+   |- RowsLostError           the row store lost its rows: the next full version writes them anew
    `- StoreUnavailableError   the store does not answer: training and serving go on, publishing is tried again
 """
 
@@ -47,6 +50,14 @@ class CheckpointCorruptError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """The checkpoint was written under a config that these weights cannot follow; the text says what changed."""
+
+
+class CheckpointFolderError(CheckpointError):
+    """The folder of the checkpoints is not one and the same for all ranks."""
+
+
+class RanksDifferError(ModelError):
+    """The ranks of one training job were not started alike."""
 
 
 class RankLostError(ModelError):
@@ -103,6 +114,10 @@ class PointerOrderError(StoreError):
 
 class SnapshotMissingError(StoreError):
     """The store holds no such manifest or payload."""
+
+
+class RowsLostError(StoreError):
+    """The row store does not hold the generation of rows that was asked for."""
 
 
 class StoreUnavailableError(StoreError):
