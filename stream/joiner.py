@@ -34,7 +34,7 @@ from stream.log import (
 )
 from stream.offsets import labels_hash
 from stream.outcomes import OutcomeEncoder
-from stream.pair import PartitionPair, start_point
+from stream.pair import PartitionPair, StartPoint, start_point
 from stream.schema import SchemaConfig
 from stream.spill import Spill
 
@@ -91,7 +91,7 @@ class Joiner:
         """Transactions committed by this process."""
         self.num_aborted = 0
         """Transactions that the broker could not complete; what they held went out with the next one."""
-        self._check_topics()
+        self._num_partitions = self._count_partitions()
 
     @property
     def pairs(self) -> dict[int, PartitionPair]:
@@ -127,7 +127,7 @@ class Joiner:
     def run_once(self) -> None:
         """Polls once, joins what came, and commits if it is time."""
         poll = self._member.poll(_MAX_MESSAGES, self._poll_timeout_ms())
-        if poll.revoked or poll.assigned:
+        if poll.revoked or poll.is_dealt:
             self._rebalance(poll)
         now_ms = self._now_ms()
         for message in poll.messages:
@@ -176,7 +176,7 @@ class Joiner:
         # 2 offsets added to the transaction
         offsets: dict[TopicPartition, OffsetAndMetadata] = {}
         for pair in changed:
-            offsets |= pair.offsets(self._labels)
+            offsets |= pair.offsets(self._labels, self._num_partitions)
         self._producer.send_offsets(offsets, self._member)
         # 3 transaction committed
         self._producer.commit()
@@ -253,8 +253,11 @@ class Joiner:
         for partition, pair in pair_of.items():
             pair.look(partition, ends.get(partition), now_ms)
 
-    def _check_topics(self) -> None:
-        """Refuses a broker on which labels would have nowhere to go, or a user's events would not meet."""
+    def _count_partitions(self) -> int:
+        """Returns how many partitions the topics have.
+
+        Refuses a broker on which labels would have nowhere to go, or a user's events would not meet.
+        """
         keyed = [self._impressions, self._feedback, self._examples]
         if self._outcomes is not None:
             keyed.append(self._outcomes[0])
@@ -267,6 +270,7 @@ class Joiner:
             raise CopartitionError(
                 f"{described} partitions: all of them need the same number, and the same partitioner"
             )
+        return counts[self._impressions]
 
     def _rebalance(self, poll: Poll) -> None:
         """Drops revoked pairs with what they had not committed, and takes up assigned ones where it was committed."""
@@ -276,7 +280,18 @@ class Joiner:
             self._pairs.pop(partition.partition, None)
             if self._spill is not None:
                 self._spill.drop(TopicPartition(self._impressions, partition.partition))
-        self._check_topics()
+        num_partitions = self._count_partitions()
+        if num_partitions != self._num_partitions:
+            raise CopartitionError(
+                f"{self._impressions} had {self._num_partitions} partitions and has {num_partitions} now: users move "
+                "to other partitions, and open slates would miss their feedback; docs/operations.md, Another number of "
+                "partitions, says what to do"
+            )
+        if poll.is_dealt and not poll.assigned:
+            _LOG.info(
+                "no partition for this joiner, others have them all: waiting to take over. partitions=%d",
+                num_partitions,
+            )
         shown = {number for topic, number in self._owned if topic == self._impressions}
         done = {number for topic, number in self._owned if topic == self._feedback}
         if shown != done:
@@ -299,20 +314,9 @@ class Joiner:
             end=self._member.end_offsets(both),
             labels=self._labels,
             lineage=f"{self._now_ms():x}",
+            num_partitions=self._num_partitions,
         )
-        if start.num_lost:
-            if self._config.when_lost == "stop":
-                raise LostMessagesError(
-                    f"partition {number} of {self._impressions} and {self._feedback}: {start.num_lost} messages that "
-                    "open slates need are deleted by retention; raise the topics' retention.ms, and set "
-                    "join.when_lost: give_up once, to go on without the labels of these slates"
-                )
-            _LOG.error(
-                "messages that open slates need are gone from the log; these slates are given up, raise the retention. "
-                "partition=%d lost_messages=%d",
-                number,
-                start.num_lost,
-            )
+        self._check_start(number, start)
         taken = None
         if self._spill is not None:
             taken = self._spill.take_up(impressions, start.resume, self._labels, start.lineage)
@@ -328,3 +332,24 @@ class Joiner:
             pair.core.state.num_slates,
             start.resume.watermark_ms,
         )
+
+    def _check_start(self, number: int, start: StartPoint) -> None:
+        """Refuses to give open slates up without having been told to."""
+        if not (start.num_lost or start.num_moved):
+            return
+        if start.num_moved:
+            problem = (
+                f"slates are open since the topics had {start.partitions_before} partitions, {self._num_partitions} "
+                "now: their feedback may be in another one; start all who write to the topics again"
+            )
+        else:
+            problem = (
+                f"{start.num_lost} messages that open slates need are deleted by retention; "
+                "raise the topics' retention.ms"
+            )
+        where = f"partition {number} of {self._impressions} and {self._feedback}"
+        if self._config.when_lost == "stop":
+            raise LostMessagesError(
+                f"{where}: {problem}, and set join.when_lost: give_up once, to go on without the labels of these slates"
+            )
+        _LOG.error("open slates are given up. where=%s reason=%s", where, problem)

@@ -188,11 +188,14 @@ class KafkaGroupMember(_Reading):
             "session.timeout.ms": session_timeout_ms,
             "heartbeat.interval.ms": session_timeout_ms // 6,
             "max.poll.interval.ms": 120_000,
+            # A topic that gets more partitions is noticed before the writers, who ask every five minutes, use them.
+            "topic.metadata.refresh.interval.ms": 10_000,
         }
         super().__init__(config, ours, defaults)
         self._owned: list[TopicPartition] = []
         self._assigned: list[TopicPartition] = []
         self._revoked: list[TopicPartition] = []
+        self._is_dealt = False
         self._has_moved = False
         self._is_closing = False
         self._metadata = self._consumer.consumer_group_metadata()
@@ -212,14 +215,14 @@ class KafkaGroupMember(_Reading):
             self._has_moved = False
             self._read_from()
         messages = self._receive(max_messages, timeout_ms)
-        if not (self._assigned or self._revoked):
+        if not (self._assigned or self._revoked or self._is_dealt):
             return Poll(messages)
         # All partitions change hands at once; what the same call had received before is of the old generation.
         self._next.clear()
         self._end.clear()
-        assigned, revoked = self._assigned, self._revoked
-        self._assigned, self._revoked = [], []
-        return Poll([], assigned, revoked)
+        polled = Poll([], self._assigned, self._revoked, self._is_dealt)
+        self._assigned, self._revoked, self._is_dealt = [], [], False
+        return polled
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata | None]:
         """Returns the group's committed offset and metadata of each partition; None where nothing is committed.
@@ -272,6 +275,7 @@ class KafkaGroupMember(_Reading):
         self._metadata = consumer.consumer_group_metadata()
         self._owned = [TopicPartition(position.topic, position.partition) for position in partitions]
         self._assigned = list(self._owned)
+        self._is_dealt = True
 
     def _on_revoke(self, consumer: Consumer, _partitions: list[Position]) -> None:
         if self._is_closing:

@@ -141,11 +141,14 @@ class KafkaPythonGroupMember(_Reading):
                 "session_timeout_ms": session_timeout_ms,
                 "heartbeat_interval_ms": session_timeout_ms // 6,
                 "max_poll_interval_ms": 120_000,
+                # A topic that gets more partitions is noticed before the writers, who ask every five minutes, use them.
+                "metadata_max_age_ms": 10_000,
             },
         )
         self._owned: list[TopicPartition] = []
         self._assigned: list[TopicPartition] = []
         self._revoked: list[TopicPartition] = []
+        self._is_dealt = False
         self._metadata = self._consumer.group_metadata()
         self._consumer.subscribe(list(topics), listener=_Rebalances(self._on_assign, self._on_revoke))
         for topic in topics:  # a leader that does not know a topic yet assigns nothing of it
@@ -159,13 +162,13 @@ class KafkaPythonGroupMember(_Reading):
                 empty until it is back.
         """
         messages = self._receive(max_messages, timeout_ms)
-        if not (self._assigned or self._revoked):
+        if not (self._assigned or self._revoked or self._is_dealt):
             return Poll(messages)
         # All partitions change hands at once; what the same call had received before is of the old generation.
         self._next.clear()
-        assigned, revoked = self._assigned, self._revoked
-        self._assigned, self._revoked = [], []
-        return Poll([], assigned, revoked)
+        polled = Poll([], self._assigned, self._revoked, self._is_dealt)
+        self._assigned, self._revoked, self._is_dealt = [], [], False
+        return polled
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata | None]:
         """Returns the group's committed offset and metadata of each partition; None where nothing is committed.
@@ -204,6 +207,7 @@ class KafkaPythonGroupMember(_Reading):
         self._metadata = self._consumer.group_metadata()
         self._owned = sorted(TopicPartition(*partition) for partition in partitions)
         self._assigned = list(self._owned)
+        self._is_dealt = True
 
     def _on_revoke(self, _partitions: Iterable[Position]) -> None:
         # Assigned and revoked within one poll: the caller never hears of it.

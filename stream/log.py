@@ -44,6 +44,8 @@ class Poll(NamedTuple):
     messages: Sequence[Message]
     assigned: Sequence[TopicPartition] = ()
     revoked: Sequence[TopicPartition] = ()
+    is_dealt: bool = False
+    """The group has dealt its partitions out anew; this member's share is `assigned`, which may be nothing."""
 
 
 class GroupMember(Protocol):

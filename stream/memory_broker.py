@@ -96,6 +96,14 @@ class MemoryBroker:
         with self.lock:
             self._topics[topic] = [_Partition() for _ in range(num_partitions)]
 
+    def grow_topic(self, topic: str, num_partitions: int) -> None:
+        """Gives a topic more partitions; its groups notice at once, and deal all partitions out anew."""
+        with self.lock:
+            partitions = self._topics[topic]
+            partitions += [_Partition() for _ in range(num_partitions - len(partitions))]
+            for group in list(self._groups):
+                self._begin_rebalance(group)
+
     def num_partitions(self, topic: str) -> int:
         """Returns how many partitions the topic has; 0 if it does not exist."""
         return len(self._topics.get(topic, ()))

@@ -82,14 +82,16 @@ class MemoryGroupMember(_MemoryReading):
                 self._broker.rejoin(self.group, self.member)
             if not self._broker.is_stable(self.group, self.member):
                 return Poll((), revoked=revoked)
-            self.generation = self._broker.rejoin(self.group, self.member)
+            generation, self.generation = self.generation, self._broker.rejoin(self.group, self.member)
             current = self._broker.assignment(self.group, self.member)
             if current != self._assigned:
                 if not all(self._broker.is_stable_offset(self.group, at) for at in current):
                     # On Kafka asking for committed offsets waits here; nothing waits in memory.
                     return Poll((), revoked=revoked)
                 self._assigned = current
-                return Poll((), assigned=current, revoked=revoked)
+                return Poll((), assigned=current, revoked=revoked, is_dealt=True)
+            if not current and generation != self.generation:
+                return Poll((), revoked=revoked, is_dealt=True)
         return Poll(self._fetch(max_messages, timeout_ms))
 
     def committed(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata | None]:

@@ -32,6 +32,9 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lineage: str = ""
     """Names the life of the log that began when the group first took up this partition, or gave up what was lost:
     a snapshot of another life may be of other messages with the same offsets."""
+    partitions: int = 0
+    """How many partitions the topics had; 0: committed by a release that did not say. With another number users are
+    in other partitions, and an open slate and its feedback may not meet."""
 
 
 def labels_hash(schema: SchemaConfig, grace_ms: int, duplicate_ms: int, outcome_window_ms: int | None = None) -> str:

@@ -26,6 +26,10 @@ class StartPoint(NamedTuple):
     feedback_event_ms: int = NO_WATERMARK
     num_lost: int = 0
     """Messages that open slates still needed and the log no longer keeps."""
+    num_moved: int = 0
+    """Messages of slates that were open when the topics got another number of partitions, of which there were
+    `partitions_before`: feedback for them may be in another partition now."""
+    partitions_before: int = 0
     lineage: str = ""
     """Which life of the log it is."""
 
@@ -39,12 +43,13 @@ def start_point(
     end: Mapping[TopicPartition, int],
     labels: str,
     lineage: str,
+    num_partitions: int,
 ) -> StartPoint:
     """Returns where to take up a pair: where the last transaction left it, or at the beginning of both topics.
 
-    Where the log no longer keeps what is needed, the open slates are given up: reading goes on after what was read
-    before, so that no label can contradict one that is out already. There, and where nothing was committed, a new life
-    of the log begins, called `lineage`.
+    Where the log no longer keeps what is needed, or the topics have got another number of partitions meanwhile, the
+    open slates are given up: reading goes on after what was read before, so that no label can contradict one that is
+    out already. There, and where nothing was committed, a new life of the log begins, called `lineage`.
 
     Raises:
         OffsetMetadataError: what is committed cannot be continued.
@@ -73,14 +78,25 @@ def start_point(
     lost_impressions = max(0, begin[impressions] - at_impressions.offset)
     lost_feedback = max(0, begin[feedback] - at_feedback.offset)
     watermark_ms = max(shown.watermark, done.watermark)
-    if lost_impressions or lost_feedback:
+    has_moved = shown.partitions not in (0, num_partitions)
+    num_open = shown.next - at_impressions.offset + done.next - at_feedback.offset
+    if lost_impressions or lost_feedback or (has_moved and num_open):
         resume = Resume(max(shown.next, begin[impressions]), max(done.next, begin[feedback]), watermark_ms)
         offsets = (resume.next_impression, resume.next_feedback)
     else:
         resume = Resume(shown.next, done.next, watermark_ms)
         offsets = (at_impressions.offset, at_feedback.offset)
         lineage = shown.lineage
-    return StartPoint(*offsets, resume, shown.event, done.event, lost_impressions + lost_feedback, lineage)
+    return StartPoint(
+        *offsets,
+        resume,
+        shown.event,
+        done.event,
+        num_lost=lost_impressions + lost_feedback,
+        num_moved=num_open if has_moved else 0,
+        partitions_before=shown.partitions,
+        lineage=lineage,
+    )
 
 
 class PartitionPair:
@@ -103,7 +119,7 @@ class PartitionPair:
         self.impressions = impressions
         self.feedback = feedback
         self.core = JoinCore(schema, config, start.resume, None if taken is None else taken.state)
-        self.core.counters.lost_messages = start.num_lost
+        self.core.counters.lost_messages = start.num_moved or start.num_lost
         self._config = config
         self._resume = start.resume
         self._lineage = start.lineage
@@ -212,15 +228,14 @@ class PartitionPair:
             clock, read = self._watermark.impressions, self._next_impression
         clock.look(is_at_end=end_offset is not None and read >= end_offset, now_ms=now_ms)
 
-    def offsets(self, labels: str) -> dict[TopicPartition, OffsetAndMetadata]:
+    def offsets(self, labels: str, num_partitions: int) -> dict[TopicPartition, OffsetAndMetadata]:
         """Returns what to commit for this pair: the oldest offsets still needed, and how far the outputs reach."""
         _, _, oldest_impression, oldest_feedback = self._reach()
         watermark = self._watermark
 
         def progress(next_offset: int, clock: TopicClock) -> str:
-            return encode_progress(
-                Progress(METADATA_VERSION, next_offset, self.core.watermark_ms, clock.event_ms, labels, self._lineage)
-            )
+            reach = (next_offset, self.core.watermark_ms, clock.event_ms)
+            return encode_progress(Progress(METADATA_VERSION, *reach, labels, self._lineage, num_partitions))
 
         return {
             self.impressions: OffsetAndMetadata(

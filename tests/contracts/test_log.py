@@ -1,5 +1,6 @@
 """What every log must keep, in memory and on Kafka; the fixture `log` is in `conftest.py`."""
 
+import time
 from collections.abc import Callable
 from uuid import uuid4
 
@@ -232,3 +233,20 @@ def test_a_newcomer_takes_its_share_from_the_others_and_gives_it_back_when_it_le
     two.close()
     assert assigned(one, partitions=2, before=owned[:1]) == [both]
     one.close()
+
+
+def test_a_member_too_many_is_told_that_it_gets_nothing(log: LogFactory) -> None:
+    topic = new_topic(log)
+    group = f"g-{uuid4().hex[:8]}"
+    members = [log.member(group, name, [topic]) for name in ("one", "two")]
+    told = [False, False]
+    owned = [False, False]
+    deadline_s = time.monotonic() + 30
+    while sum(owned) != 1 or not all(told):
+        assert time.monotonic() < deadline_s
+        for number, member in enumerate(members):
+            polled = member.poll(1_000, 20)
+            owned[number] = bool(polled.assigned) or (owned[number] and not polled.revoked)
+            told[number] = polled.is_dealt or (told[number] and not polled.revoked)
+    for member in members:
+        member.close()

@@ -346,6 +346,67 @@ def test_unequal_numbers_of_partitions_are_refused_at_the_start() -> None:
         cluster.start()
 
 
+def test_a_joiner_too_many_says_so_once_and_takes_over_when_there_is_room(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    cluster = Cluster(SCHEMA, CONFIG)
+    for name in ("one", "three", "two"):
+        cluster.start(name)
+    for _ in range(5):
+        cluster.turn()
+    idle = [name for name, joiner in cluster.joiners.items() if not joiner.pairs]
+    assert len(idle) == 1
+    assert caplog.text.count("no partition for this joiner") == 1
+    cluster.kill(next(name for name in cluster.joiners if name not in idle))
+    arrivals = traffic(seed=5)
+    live(cluster, arrivals)
+    assert_outputs(cluster, arrivals)
+
+
+def grow(cluster: Cluster, num_partitions: int) -> None:
+    for topic in (IMPRESSIONS, FEEDBACK, EXAMPLES, OUTCOMES):
+        cluster.broker.grow_topic(topic, num_partitions)
+
+
+def test_another_number_of_partitions_stops_a_joiner_that_runs() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    joiner = cluster.start()
+    cluster.turn()
+    grow(cluster, 3)
+    with pytest.raises(CopartitionError, match="impressions had 1 partitions and has 3 now: users move to other"):
+        joiner.run_once()
+
+
+def test_slates_open_under_another_number_of_partitions_are_not_taken_up_and_labels_not_contradicted() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    open_slate(cluster)
+    grow(cluster, 3)
+    labels = cluster.labels()
+    joiner = cluster.start()
+    with pytest.raises(LostMessagesError, match=r"slates are open since the topics had 1 partitions, 3 now: .*give_up"):
+        joiner.run_once()
+    cluster.kill()
+    cluster.config = replace(CONFIG, when_lost="give_up")
+    cluster.start()
+    cluster.send(shown("next", at=cluster.now_ms))
+    cluster.settle()
+    assert cluster.counters().lost_messages == 2
+    assert {label[0] for label in (cluster.labels() - labels)} == {"next"}
+
+
+def test_another_number_of_partitions_is_welcome_where_nothing_is_open() -> None:
+    cluster = Cluster(SCHEMA, CONFIG, num_partitions=1)
+    cluster.start()
+    cluster.send(shown(at=0), did(at=0))
+    cluster.settle()
+    cluster.kill()
+    grow(cluster, 2)
+    cluster.start()
+    cluster.send(shown("next", at=cluster.now_ms))
+    cluster.settle()
+    assert cluster.counters().lost_messages == 0
+    assert ("next", "a", "click", "final", 0, -1) in cluster.labels()
+
+
 @pytest.mark.parametrize("topic", [IMPRESSIONS, FEEDBACK, EXAMPLES, DEAD_LETTER])
 def test_a_missing_topic_is_named(topic: str) -> None:
     cluster = Cluster(SCHEMA, CONFIG)
@@ -497,7 +558,7 @@ def test_what_retention_deleted_is_counted_and_never_contradicted(caplog: pytest
     cluster.send(shown("next", at=cluster.now_ms))
     cluster.settle()
     assert cluster.counters().lost_messages == 1
-    assert "raise the retention" in caplog.text
+    assert "raise the topics' retention.ms" in caplog.text
     labels = cluster.labels()
     assert labels[("r", "a", "click", "final", 1, 0)] == 1
     assert ("r", "a", "click", "final", 0, -1) not in labels, "the positive is out; without it in the log, no negative"
