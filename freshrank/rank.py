@@ -1,6 +1,7 @@
 """`freshrank rank`: the ranker, put together."""
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def rank(run: RunConfig) -> None:
         elapsed_s=ranker.elapsed_s,
         may_explore=run.ranker.lane == "stable",
     )
-    own = registry("ranker", lambda: readings(ranker))
+    own, draining = registry("ranker", lambda: readings(ranker)), threading.Event()
     app = create_app(
         ranker,
         watcher,
@@ -73,9 +74,10 @@ def rank(run: RunConfig) -> None:
         blender_watcher=BlenderWatcher(blender_follower, ranker.stats),
         door=door,
         tokens=tokens,
+        is_draining=draining.is_set,
     )
     try:
-        server = HttpServer(app, run.ranker.server, content_policy=PAGE_POLICY)
+        server = HttpServer(app, run.ranker.server, content_policy=PAGE_POLICY, draining=draining)
     except PortTakenError as error:
         raise CommandError(ExitCode.PORT_TAKEN, f"{error}; free it or change ranker.server.port") from error
     except TlsFileError as error:

@@ -122,8 +122,9 @@ class ErrorResponse(msgspec.Struct):
 class HealthResponse(msgspec.Struct):
     """Answer of `GET /v1/health`."""
 
-    status: Literal["starting", "ready", "degraded"]
-    """`starting`, with HTTP 503: it has not asked for a snapshot yet; `degraded`: it does without something."""
+    status: Literal["starting", "ready", "degraded", "draining"]
+    """`starting`, with HTTP 503: it has not asked for a snapshot yet; `degraded`: it does without something;
+    `draining`, with HTTP 503: it is about to end and still answers, but wants no new clients."""
     degraded: list[DegradedReason]
     """What it does without; empty when ready."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import signal
 import socket
 import ssl
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -75,6 +77,9 @@ class ServerConfig:
     """Address to listen on; 0.0.0.0 for all."""
     port: int = 8620
     """Port to listen on, 0 to 65535; 0 takes a free one."""
+    drain_s: float = 0.0
+    """Seconds after SIGTERM in which it still serves, while `/v1/health` says `draining` with HTTP 503, so that a load
+    balancer sends nobody any more before the door closes; at least 0. A second SIGTERM ends that."""
     shutdown_timeout_s: int = 5
     """Seconds that requests in progress get to finish at the end; at least 1."""
     max_connections: int = 1_000
@@ -85,6 +90,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: {self.port} is not allowed; 0 to 65535")
+        if not 0 <= self.drain_s < math.inf:
+            raise ValueError(f"drain_s: {self.drain_s} is not allowed; at least 0")
         if self.shutdown_timeout_s < 1:
             raise ValueError(f"shutdown_timeout_s: {self.shutdown_timeout_s} is not allowed; at least 1")
         if self.max_connections < 1:
@@ -99,8 +106,18 @@ class HttpServer:
         TlsFileError: its certificate or key cannot be used.
     """
 
-    def __init__(self, app: Any, config: ServerConfig, *, content_policy: str = "default-src 'none'") -> None:
-        """Listens. `content_policy` says what the app's pages may load; nobody may show them in a frame."""
+    def __init__(
+        self,
+        app: Any,
+        config: ServerConfig,
+        *,
+        content_policy: str = "default-src 'none'",
+        draining: threading.Event | None = None,
+    ) -> None:
+        """Listens. `content_policy` says what the app's pages may load; nobody may show them in a frame.
+
+        `draining` is set when SIGTERM has come, `config.drain_s` before the door closes.
+        """
         tls = config.tls.context()
         self._socket = _listen(config.host, config.port)
         self.host: str = config.host
@@ -108,7 +125,7 @@ class HttpServer:
         """Where it really listens."""
         self.scheme: str = "https" if tls else "http"
         policy = f"{content_policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        self._server = uvicorn.Server(
+        self._server = _Server(
             uvicorn.Config(
                 app,
                 http=type("Connection", (PatientProtocol,), {"max_connections": config.max_connections}),
@@ -123,7 +140,9 @@ class HttpServer:
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_graceful_shutdown=config.shutdown_timeout_s,
                 ssl_context_factory=(lambda *_: tls) if tls else None,
-            )
+            ),
+            config.drain_s,
+            draining or threading.Event(),
         )
 
     def run(self) -> None:
@@ -142,6 +161,22 @@ class HttpServer:
     def is_serving(self) -> bool:
         """Whether requests are being answered."""
         return self._server.started
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which goes on for a while after SIGTERM."""
+
+    def __init__(self, config: uvicorn.Config, drain_s: float, draining: threading.Event) -> None:
+        super().__init__(config)
+        self._drain_s, self._draining = drain_s, draining
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See `uvicorn.Server`. Ctrl-C and a second SIGTERM do not wait."""
+        is_first, _ = not self._draining.is_set(), self._draining.set()
+        if sig == signal.SIGTERM and is_first and self._drain_s > 0:
+            threading.Timer(self._drain_s, super().handle_exit, (sig, frame)).start()
+        else:
+            super().handle_exit(sig, frame)
 
 
 class PatientProtocol(H11Protocol):

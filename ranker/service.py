@@ -46,6 +46,7 @@ def create_app(
     blender_watcher: BlenderWatcher | None = None,
     door: DoorConfig | None = None,
     tokens: Tokens | None = None,
+    is_draining: Callable[[], bool] = lambda: False,
 ) -> Door:
     """Returns the ASGI app behind its door.
 
@@ -61,6 +62,7 @@ def create_app(
         blender_watcher: Follows the learned weights for it; None: the config's serve for good.
         door: How much clients may ask for; None: the defaults.
         tokens: Who may come in; None: everybody.
+        is_draining: Whether it is about to end and wants no new clients.
     """
     document = openapi_document(version)
 
@@ -74,6 +76,8 @@ def create_app(
 
     @get("/v1/health")
     async def health() -> Response[bytes]:
+        if is_draining():
+            return _json(HealthResponse(status="draining", degraded=[]), 503)
         if not watcher.has_looked:
             return _json(HealthResponse(status="starting", degraded=[]), 503)
         return _json(ranker.health())

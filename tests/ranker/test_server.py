@@ -63,7 +63,33 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
             child.kill()
 
 
-@pytest.mark.parametrize("settings", [{"port": -1}, {"port": 65536}, {"shutdown_timeout_s": 0}])
+DRAINING = CHILD.replace('version="0")', 'version="0", is_draining=draining.is_set)').replace(
+    "ServerConfig(port=0))", "ServerConfig(port=0, drain_s=60), draining=draining)"
+)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_drains_says_so_and_serves_until_it_is_told_again(second: signal.Signals) -> None:
+    program = f"import threading\ndraining = threading.Event()\n{DRAINING}"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        try:
+            url = f"http://127.0.0.1:{int(child.stdout.readline())}"
+            with httpx.Client(transport=httpx.HTTPTransport(retries=10), timeout=30) as http:
+                assert http.get(f"{url}/v1/health").status_code == 200
+                child.send_signal(signal.SIGTERM)
+                wait_for(lambda: http.get(f"{url}/v1/health").status_code == 503, "it drains")
+                assert http.get(f"{url}/v1/health").json() == {"status": "draining", "degraded": []}
+            with httpx.Client() as newcomer:
+                assert newcomer.get(f"{url}/v1/model").status_code == 200
+            child.send_signal(second)
+            assert child.stdout.read() == "flushed 1\n"
+            assert child.wait(timeout=30) == 0
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize("settings", [{"port": -1}, {"port": 65536}, {"shutdown_timeout_s": 0}, {"drain_s": -1}])
 def test_settings_that_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is not allowed"):
         ServerConfig(**settings)
