@@ -174,7 +174,9 @@ class _Server(uvicorn.Server):
         """See `uvicorn.Server`. Ctrl-C and a second SIGTERM do not wait."""
         is_first, _ = not self._draining.is_set(), self._draining.set()
         if sig == signal.SIGTERM and is_first and self._drain_s > 0:
-            threading.Timer(self._drain_s, super().handle_exit, (sig, frame)).start()
+            timer = threading.Timer(self._drain_s, super().handle_exit, (sig, frame))
+            timer.daemon = True  # a second signal must not wait for it
+            timer.start()
         else:
             super().handle_exit(sig, frame)
 
