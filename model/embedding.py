@@ -15,13 +15,14 @@ from torch import Tensor
 from model.admission import Admission, Admissions
 from model.assembly import InputLayout
 from model.embedding_config import EmbeddingConfig
-from model.eviction import Eviction, EvictionCause
+from model.eviction import Due, Eviction
 from model.features import EncodedBatch
 from model.field_ids import IdRules
 from model.hashing import Int64Array
 from model.id_table import NO_ROW, IdTable
 from model.new_rows import drawn_rows
 from model.optim import OptimConfig, faded, rowwise_adagrad
+from model.ranks import Ranks
 from model.rounding import rounded_by_chance
 from model.row_arrays import RowArrays
 from model.seeding import named_generator
@@ -63,6 +64,8 @@ class Lookup(NamedTuple):
     """Examples of the batch in which each row stands."""
     lookups_F3: Int64Array
     """Per field: lookups, of these on the default row, of these on the missing row."""
+    admitted_F: Int64Array
+    """Rows to be admitted, per field."""
 
 
 class EmbeddingTable:
@@ -70,13 +73,20 @@ class EmbeddingTable:
 
     A clock ticks with every change; each row remembers its last change, so that a delta is "changed since". Weights
     and accumulators are on `device`, all that decides which value has which row on the host: the same on any device.
+    On several ranks each has a table of the values that it owns (`model.sharded_rows`), with all reserved rows. Its
+    clock, its reserved rows, its counters and how many rows there are, are then those of all ranks.
 
     Raises:
         ValueError: settings for a field that the model does not have, or whose ids are another field's.
     """
 
     def __init__(
-        self, layout: InputLayout, config: EmbeddingConfig, seed: int, device: torch.device | None = None
+        self,
+        layout: InputLayout,
+        config: EmbeddingConfig,
+        seed: int,
+        device: torch.device | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.layout = layout
         self.ids = IdTable(num_reserved=layout.num_reserved)
@@ -84,10 +94,11 @@ class EmbeddingTable:
         self._config = config
         self._seed = seed
         self._device = device or torch.device("cpu")
+        self._ranks = ranks or Ranks.alone()
         rules = IdRules(layout.fields, config.fields, config.admission.rule)
         self._own_lr_F = rules.row_lr_F
         self._admission = Admission(config.admission, rules.examples_F, rules.is_drawn_F, seed)
-        self._eviction = Eviction(rules, self.ids, config.max_rows, config.evictions_per_step)
+        self._eviction = Eviction(rules, self.ids, config.max_rows, config.evictions_per_step, self._ranks)
         self._clock = 0
         self._evicted_at: dict[int, int] = {}
         self._has_exported = False
@@ -129,23 +140,14 @@ class EmbeddingTable:
         unknown, unknown_fields = reserved[is_default], fields[is_default]
         examples_N = layout.examples(batch, counts_B)
         admissions = self._admission.plan(keys_N[unknown], unknown_fields, examples_N[unknown], self._clock)
-        new_rows = self.ids.next_rows(len(admissions.keys))
-        self._rows.reserve(int(new_rows.max(initial=-1)) + 1)
+        new_rows = self._new_rows(admissions)
         if len(new_rows):
             found = np.searchsorted(admissions.keys, keys_N[unknown]).clip(max=len(new_rows) - 1)
             is_new = admissions.keys[found] == keys_N[unknown]
             rows_N[unknown[is_new]] = new_rows[found[is_new]]
         rows_U, index_N = self._distinct(rows_N)
         place_of_new = self._place[new_rows]
-        source_U = rows_U.copy()
-        source_U[place_of_new] = layout.default_row_F[admissions.fields]
-        source, new = self._index(source_U), self._index(place_of_new)
-        weight_UW = self._rows.weight.index_select(0, source).float()
-        accumulator_U = self._rows.accumulator[source]
-        accumulator_U[new] = 0.0
-        if self._config.new_rows == "random" and len(new_rows):
-            drawn = drawn_rows(admissions.keys, self._config.width, self._config.init_scale, self._seed)
-            weight_UW[new] = torch.from_numpy(drawn).to(self._device)
+        weight_UW, accumulator_U = self._begun(rows_U, place_of_new, admissions)
         num_fields = len(layout.fields)
         lookups = np.diff(layout.field_starts(batch))
         on_default = np.bincount(unknown_fields, minlength=num_fields)
@@ -160,7 +162,59 @@ class EmbeddingTable:
             new_U=place_of_new,
             examples_U=np.bincount(index_N, weights=examples_N, minlength=len(rows_U)).astype(np.int64),
             lookups_F3=np.stack([lookups, on_default, on_missing], axis=1),
+            admitted_F=np.bincount(admissions.fields, minlength=num_fields),
         )
+
+    def lookup_keys(
+        self, keys_K: Int64Array, field_K: Int64Array, counted_K: Int64Array, examples_K: Int64Array
+    ) -> Lookup:
+        """Returns the rows of values given by their distinct, sorted keys, then all reserved rows, used or not.
+
+        `examples_K` of each key's examples are counted in its row, `counted_K` towards its admission; `field_K` says
+        in which field. `index_N` is then per key: its row, or the default row where it has none.
+        """
+        rows_K = self.ids.lookup(keys_K)
+        unknown = np.flatnonzero(rows_K == NO_ROW)
+        admissions = self._admission.plan(keys_K[unknown], field_K[unknown], counted_K[unknown], self._clock)
+        new_rows = self._new_rows(admissions)
+        new_K = np.searchsorted(keys_K, admissions.keys)
+        rows_K[new_K] = new_rows
+        has_row_K, num_reserved = rows_K != NO_ROW, self.layout.num_reserved
+        rows_U = np.concatenate([rows_K[has_row_K], np.arange(num_reserved)])
+        num_own, num_fields = len(rows_U) - num_reserved, len(self.layout.fields)
+        index_K = np.where(has_row_K, np.cumsum(has_row_K) - 1, num_own + self.layout.default_row_F[field_K])
+        weight_UW, accumulator_U = self._begun(rows_U, index_K[new_K], admissions)
+        return Lookup(
+            rows_U=rows_U,
+            index_N=index_K,
+            weight_UW=weight_UW,
+            accumulator_U=accumulator_U,
+            admissions=admissions,
+            keys_N=keys_K,
+            new_U=index_K[new_K],
+            examples_U=np.concatenate([examples_K[has_row_K], np.zeros(num_reserved, np.int64)]),
+            lookups_F3=np.zeros((num_fields, 3), np.int64),
+            admitted_F=np.bincount(admissions.fields, minlength=num_fields),
+        )
+
+    def _new_rows(self, admissions: Admissions) -> Int64Array:
+        """Returns the rows that admissions will get; there is room for them now."""
+        new_rows = self.ids.next_rows(len(admissions.keys))
+        self._rows.reserve(int(new_rows.max(initial=-1)) + 1)
+        return new_rows
+
+    def _begun(self, rows_U: Int64Array, new_U: Int64Array, admissions: Admissions) -> tuple[Tensor, Tensor]:
+        """Returns weights and accumulators of rows, [U, W] and [U]; those to be admitted as they start."""
+        source_U = rows_U.copy()
+        source_U[new_U] = self.layout.default_row_F[admissions.fields]
+        source, new = self._index(source_U), self._index(new_U)
+        weight_UW = self._rows.weight.index_select(0, source).float()
+        accumulator_U = self._rows.accumulator[source]
+        accumulator_U[new] = 0.0
+        if self._config.new_rows == "random" and len(new_U):
+            drawn = drawn_rows(admissions.keys, self._config.width, self._config.init_scale, self._seed)
+            weight_UW[new] = torch.from_numpy(drawn).to(self._device)
+        return weight_UW, accumulator_U
 
     def read(self, rows_N: Int64Array) -> tuple[Tensor, Int64Array]:
         """Returns float32 weights to look at only, and the place of each of these rows among them."""
@@ -204,30 +258,36 @@ class EmbeddingTable:
         # 3 who was seen, and who has to go
         self._rows.seen.see(lookup.rows_U, self._clock)
         self._count(lookup)
-        due = self._eviction.due(self._rows.seen, self._num_rows_F(), clock=self._clock, num_admitted=len(new_rows))
-        for cause, gone in due:
-            self._remove(gone, cause)
+        num_admitted = int(lookup.admitted_F.sum())
+        for due in self._eviction.due(
+            self._rows.seen, self._num_rows_F(), clock=self._clock, num_admitted=num_admitted
+        ):
+            self._remove(due)
 
     def evict(self, keys: Int64Array) -> int:
-        """Removes the rows of distinct keys; their values fall back to the default row. Returns how many had one."""
+        """Removes the rows of distinct keys; their values fall back to the default row. Returns how many had one.
+
+        On several ranks each gives keys that it owns, or none.
+        """
         self._clock += 1
         rows = self.ids.lookup(keys)
         rows = rows[rows != NO_ROW]
-        self._remove(rows, "asked")
-        return len(rows)
+        (evicted_F,) = self._ranks.sum_arrays([np.bincount(self._rows.seen.field[rows], minlength=len(self.counters))])
+        self._remove(Due("asked", rows, evicted_F))
+        return int(evicted_F.sum())
 
-    def _remove(self, rows: Int64Array, cause: EvictionCause) -> None:
+    def _remove(self, due: Due) -> None:
+        rows = due.rows
         keys = self.ids.key_of_row(rows)
-        evicted_F = np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields)).tolist()
         for frozen in self._frozen:
             frozen.removing(keys, rows, self._rows.weight[self._index(rows)].float(), self._rows.examples[rows])
         self.ids.remove(keys)
         self._rows.seen.free(rows)
         if self._has_exported:
             self._evicted_at.update(dict.fromkeys(keys.tolist(), self._clock))
-        for counters, evicted in zip(self.counters.values(), evicted_F, strict=True):
+        for counters, evicted in zip(self.counters.values(), due.evicted_F.tolist(), strict=True):
             counters.rows -= evicted
-            counters.evictions[cause] += evicted
+            counters.evictions[due.cause] += evicted
 
     def freeze(self) -> FrozenRows:
         """Returns a view of the rows as they are now; it is kept true until `release`."""
@@ -313,7 +373,9 @@ class EmbeddingTable:
         self._has_exported = bool(arrays["has_exported"])
         self._clock = int(arrays["clock"])
         _, rows = self.ids.items()
-        rows_F = np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields))
+        (rows_F,) = self._ranks.sum_arrays(
+            [np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields))]
+        )
         for one, num_rows in zip(self.layout.fields, rows_F.tolist(), strict=True):
             self.counters[one.name].rows = num_rows
 
@@ -351,8 +413,8 @@ class EmbeddingTable:
         return rows_U, self._place[rows_N]
 
     def _count(self, lookup: Lookup) -> None:
-        admitted_F = np.bincount(lookup.admissions.fields, minlength=len(self.layout.fields)).tolist()
-        for one, admitted, lookups in zip(self.layout.fields, admitted_F, lookup.lookups_F3.tolist(), strict=True):
+        admitted_F, lookups_F3 = lookup.admitted_F.tolist(), lookup.lookups_F3.tolist()
+        for one, admitted, lookups in zip(self.layout.fields, admitted_F, lookups_F3, strict=True):
             counters = self.counters[one.name]
             counters.rows += admitted
             counters.admissions += admitted

@@ -10,6 +10,8 @@ import numpy as np
 from model.field_ids import NO_LIMIT, IdRules
 from model.hashing import Int64Array
 from model.id_table import IdTable
+from model.oldest_of_all import evicted_of_all
+from model.ranks import Ranks
 
 EvictionCause = Literal["expired", "full", "asked"]
 
@@ -26,6 +28,9 @@ class Due(NamedTuple):
 
     cause: EvictionCause
     rows: Int64Array
+    """This rank's."""
+    evicted_F: Int64Array
+    """How many of each field, of all ranks."""
 
 
 class Oldest(NamedTuple):
@@ -122,6 +127,18 @@ class OldestRows:
             count -= len(taken[-1].rows)
         return Oldest(*(np.concatenate(parts) for parts in zip(*taken, strict=True)))
 
+    def put_back(self, seen: LastSeen, oldest: Oldest) -> None:
+        """Takes back the last ones of what `take` has just returned."""
+        if not len(oldest.rows):
+            return
+        seen.clock[oldest.rows] = oldest.clock
+        found = np.flatnonzero(self._rows_Q[: self._next] == oldest.rows[0])
+        if len(found):
+            self._next = int(found[-1])
+        else:  # of a queue before this one: it is found again
+            self._rows_Q, self._next, self._others_ms = self._rows_Q[:0], 0, 0
+            self._clock_Q, self._ms_Q = self._clock_Q[:0], self._ms_Q[:0]
+
     def _scan(self, seen: LastSeen, clock: int) -> bool:
         """Fills the queue with all rows up to some clock. Returns whether there is anything in it."""
         is_ours = seen.field != NO_FIELD if self._field is None else seen.field == self._field
@@ -148,7 +165,7 @@ class Eviction:
     micro-batch just learned stay, even if they alone are too many.
     """
 
-    def __init__(self, rules: IdRules, ids: IdTable, max_rows: int | None, per_step: int) -> None:
+    def __init__(self, rules: IdRules, ids: IdTable, max_rows: int | None, per_step: int, ranks: Ranks) -> None:
         ttl_ms_F, max_rows_F = rules.ttl_ms_F.tolist(), rules.max_rows_F.tolist()
         self._ttl_ms = {field: ttl_ms for field, ttl_ms in enumerate(ttl_ms_F) if ttl_ms != NO_LIMIT}
         self.max_rows: dict[int | None, int] = {
@@ -159,6 +176,7 @@ class Eviction:
             self.max_rows[None] = max_rows
         self._per_step = per_step
         self._ids = ids
+        self._ranks = ranks
         self.restart()
 
     def restart(self) -> None:
@@ -166,22 +184,34 @@ class Eviction:
         self._oldest = {field: OldestRows(field, self._ids) for field in (*self._ttl_ms, *self.max_rows)}
 
     def due(self, seen: LastSeen, rows_F: Int64Array, *, clock: int, num_admitted: int) -> list[Due]:
-        """Returns the rows to evict after the step `clock`; `rows_F` is how many rows each field has."""
+        """Returns the rows to evict after the step `clock`; `rows_F` is how many rows each field has on all ranks.
+
+        On several ranks they are those that one rank with all the rows would find: a collective per limit in question.
+        """
         found: list[Due] = []
         rows_F = rows_F.copy()
 
-        def evict(cause: EvictionCause, rows: Int64Array) -> None:
-            if len(rows):
-                found.append(Due(cause, rows))
-                rows_F[:] -= np.bincount(seen.field[rows], minlength=len(rows_F))
+        def evict(cause: EvictionCause, limited: int | None, most: int, before_ms: int = NO_LIMIT) -> None:
+            oldest = self._oldest[limited].take(seen, most, clock=clock, before_ms=before_ms)
+            num_fields = len(rows_F)
+            if self._ranks.size == 1:
+                num_own, evicted_F = len(oldest.rows), np.bincount(seen.field[oldest.rows], minlength=num_fields)
+            else:
+                keys_N, field_N = self._ids.key_of_row(oldest.rows), seen.field[oldest.rows]
+                num_own, evicted_F = evicted_of_all(
+                    self._ranks, oldest.clock, keys_N, field_N, most=most, num_fields=num_fields
+                )
+                self._oldest[limited].put_back(seen, Oldest(oldest.rows[num_own:], oldest.clock[num_own:]))
+            if evicted_F.any():
+                found.append(Due(cause, oldest.rows[:num_own], evicted_F))
+                rows_F[:] -= evicted_F
 
         for field, ttl_ms in self._ttl_ms.items():
             before_ms = seen.now_ms - ttl_ms
             if before_ms > seen.first_ms:
-                oldest = self._oldest[field].take(seen, self._per_step, clock=clock, before_ms=before_ms)
-                evict("expired", oldest.rows)
+                evict("expired", field, self._per_step, before_ms)
         for limited, max_rows in self.max_rows.items():
             too_many = int(rows_F.sum() if limited is None else rows_F[limited]) - max_rows
-            oldest = self._oldest[limited].take(seen, min(too_many, self._per_step + num_admitted), clock=clock)
-            evict("full", oldest.rows)
+            if too_many > 0:
+                evict("full", limited, min(too_many, self._per_step + num_admitted))
         return found
