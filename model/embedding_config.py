@@ -28,6 +28,9 @@ class EmbeddingConfig:
     """Which values get a row."""
     max_rows: int | None = None
     """Rows of all fields together, at most; beyond, the least recently seen go; at least 1; null: any number."""
+    hot_rows: int | None = None
+    """Rows kept in memory by each trainer process, at most; beyond, the least recently seen go to a store on the local
+    disk beside the checkpoints, and come back when they are needed; at least 1; null: all stay in memory."""
     evictions_per_step: int = 1_000
     """Rows of one field that one step evicts, at most, beyond as many as it admitted; at least 1."""
     fields: dict[str, FieldIdsConfig] = field(default_factory=dict)
@@ -45,5 +48,7 @@ class EmbeddingConfig:
             raise ValueError(f"init_scale: {self.init_scale} is not allowed; at least 0")
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"max_rows: {self.max_rows} is not allowed; at least 1, or null")
+        if self.hot_rows is not None and self.hot_rows < 1:
+            raise ValueError(f"hot_rows: {self.hot_rows} is not allowed; at least 1, or null")
         if self.evictions_per_step < 1:
             raise ValueError(f"evictions_per_step: {self.evictions_per_step} is not allowed; at least 1")

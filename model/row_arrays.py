@@ -1,6 +1,6 @@
 """What is kept for each row of the trainer's embedding table, by the number of the row.
 
-Letters: R rows that there is room for, W embedding width.
+Letters: R rows that there is room for, K some of them, W embedding width.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.cold_rows import RowValues
 from model.eviction import LastSeen
 from model.hashing import Int64Array
 
@@ -43,6 +44,28 @@ class RowArrays:
         self.changed_at = np.concatenate([self.changed_at, np.zeros(more, np.int64)])
         self.examples = np.concatenate([self.examples, np.zeros(more, np.int64)])
         self.seen.reserve(more)
+
+    def values(self, rows_K: Int64Array, keys_K: Int64Array, clock_K: Int64Array) -> RowValues:
+        """Returns what is kept of the rows of these keys, last seen at these clocks."""
+        rows = torch.from_numpy(rows_K).to(self.weight.device)
+        return RowValues(
+            keys=keys_K,
+            field=self.seen.field[rows_K],
+            weight=self.weight[rows].cpu(),
+            accumulator=self.accumulator[rows].cpu(),
+            examples=self.examples[rows_K],
+            clock=clock_K,
+            ms=self.seen.ms[rows_K],
+        )
+
+    def put(self, rows_K: Int64Array, values: RowValues, *, clock: int) -> None:
+        """Makes rows what `values` were taken from; they count as changed at `clock`."""
+        rows = torch.from_numpy(rows_K).to(self.weight.device)
+        self.weight[rows] = values.weight.to(self.weight.device)
+        self.accumulator[rows] = values.accumulator.to(self.weight.device)
+        self.examples[rows_K] = values.examples
+        self.changed_at[rows_K] = clock
+        self.seen.field[rows_K], self.seen.clock[rows_K], self.seen.ms[rows_K] = values.field, values.clock, values.ms
 
     def state(self, num_rows: int) -> dict[str, Tensor]:
         """Returns copies of everything about the first rows, in host memory."""

@@ -7,7 +7,7 @@ topics are one already. A checkpoint costs hard links, not copies.
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rocksdict import (
@@ -69,6 +69,14 @@ class LocalStore:
         except Exception as error:
             raise self._failure(error) from error
         return value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Returns the value of each key; None where there is none."""
+        try:
+            values: list[bytes | None] = self._db.get(list(keys))  # type: ignore[assignment]
+        except Exception as error:
+            raise self._failure(error) from error
+        return values
 
     def write(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Applies changes in order, all or none; the value None deletes."""
