@@ -88,7 +88,7 @@ class Board:
     def observe(self, now_ms: int, scrapes: Mapping[str, Scrape | None]) -> None:
         """Takes up one round of scrapes; None for a process that did not answer."""
         for name, scrape in scrapes.items():
-            self._processes[name].observe(now_ms, scrape)
+            self._processes.setdefault(name, ProcessState(name)).observe(now_ms, scrape)
         figures = Figures(process.scrape for process in self._processes.values() if process.scrape)
         totals = {name: sum(figures.total(counter) or 0.0 for counter in counters) for name, counters in RATES.items()}
         self._totals.append((now_ms, totals))
@@ -98,6 +98,10 @@ class Board:
         self._state = self._look(now_ms, figures)
         self._history.append((now_ms, panels.curves(self._said_now(now_ms))))
         self.timeline.observe(now_ms, self._state)
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Forgets all other processes, and shows these in this order; new ones have not answered yet."""
+        self._processes = {name: self._processes.get(name, ProcessState(name)) for name in names}
 
     def state(self) -> dict[str, Any]:
         """Returns everything the page shows but the curves, as JSON can say it."""

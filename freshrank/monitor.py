@@ -16,7 +16,7 @@ from freshrank.config import RunConfig
 from freshrank.doors import door_tokens, own_headers
 from freshrank.exits import CommandError, ExitCode
 from freshrank.health import PATH as HEALTH_PATH
-from freshrank.places import MonitorConfig, addresses
+from freshrank.places import PROCESSES, MonitorConfig, addresses
 
 if TYPE_CHECKING:
     import httpx
@@ -128,16 +128,29 @@ async def scrape_forever(
 ) -> None:
     """Scrapes all processes once per interval, together, and hands the round to the board."""
     from freshrank.metrics import exposition, registry
+    from freshrank.replicas import Replicas
     from freshrank.scrape import Scrape
 
-    own = registry("monitor", lambda: ())
+    own, replicas = registry("monitor", lambda: ()), Replicas()
     while True:
         started_s = time.monotonic()
-        targets = config.metrics_urls()
-        found = await asyncio.gather(*(scrape(client, url) for url in targets.values()))
+        targets = replicas.named(clock_ms(), await find(config))
+        found = await asyncio.gather(*(scrape(client, config.metrics_url(*target)) for target in targets.items()))
         rounds = dict(zip(targets, found, strict=True)) | {"monitor": Scrape.parse(exposition(own)[0].decode())}
+        board.keep(list(rounds))
         board.observe(clock_ms(), rounds)
         await asyncio.sleep(max(config.interval_ms / 1_000 - (time.monotonic() - started_s), 0.05))
+
+
+async def find(config: MonitorConfig) -> dict[str, list[str]]:
+    """Returns the addresses of each kind of process; with TLS the name, which is what a certificate vouches for."""
+    from freshrank.replicas import resolve
+
+    listed = {process: addresses(getattr(config, process)) for process in PROCESSES}
+    return {
+        process: at if process == "ranker" and config.ranker_scheme == "https" else await resolve(at)
+        for process, at in listed.items()
+    }
 
 
 async def scrape(client: "httpx.AsyncClient", url: str) -> "Scrape | None":

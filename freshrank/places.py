@@ -101,7 +101,8 @@ class MonitorConfig:
     port: int = 8600
     """Port of the live page; 1 to 65535."""
     joiner: str = "127.0.0.1:8611"
-    """`host:port` of the joiner's `/metrics`; several separated by commas. A process listens on its own first port."""
+    """`host:port` of the joiner's `/metrics`; several separated by commas, or one name with several addresses. A
+    process listens on its own first port."""
     trainer: str = "127.0.0.1:8612"
     """The same for the trainer."""
     agents: str = "127.0.0.1:8613"
@@ -145,12 +146,9 @@ class MonitorConfig:
         """Address of the first ranker, to which requests go."""
         return f"{self.ranker_scheme}://{addresses(self.ranker)[0]}"
 
-    def metrics_urls(self) -> dict[str, str]:
-        """Returns the URL of every process's `/metrics`, by the names of `targets`."""
-        return {
-            name: f"{self.ranker_scheme if name.startswith('ranker') else 'http'}://{address}/metrics"
-            for name, address in self.targets().items()
-        }
+    def metrics_url(self, name: str, address: str) -> str:
+        """Returns the URL of the `/metrics` of a process: one of the names of `targets`, and where it is."""
+        return f"{self.ranker_scheme if name.startswith('ranker') else 'http'}://{address}/metrics"
 
     def targets(self) -> dict[str, str]:
         """Returns the address of every process's `/metrics`: `joiner`, `ranker-1`, `ranker-2`, ..."""

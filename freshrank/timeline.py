@@ -53,8 +53,10 @@ class Timeline:
 
     def _processes(self, now_ms: int, before: State, state: State) -> None:
         """Tells who does not answer, from the second time on: one that is only slow once is no news."""
-        for old, new in zip(before["processes"], state["processes"], strict=True):
+        known = {process["name"]: process for process in before["processes"]}
+        for new in state["processes"]:
             name = new["name"]
+            old = known.get(name, new)  # one that is new has nothing to be compared with
             if old["up"] and not new["up"]:
                 self._down_ms[name] = now_ms
             elif not new["up"] and name in self._down_ms and name not in self._told:
