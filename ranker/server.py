@@ -172,7 +172,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """See `uvicorn.Server`. Ctrl-C and a second SIGTERM do not wait."""
-        is_first, _ = not self._draining.is_set(), self._draining.set()
+        is_first = not self._draining.is_set()
+        self._draining.set()
         if sig == signal.SIGTERM and is_first and self._drain_s > 0:
             timer = threading.Timer(self._drain_s, super().handle_exit, (sig, frame))
             timer.daemon = True  # a second signal must not wait for it
