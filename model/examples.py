@@ -3,6 +3,7 @@
 Letters: R requests (rows of the message), B rows to train on (their items), T tasks.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -288,6 +289,7 @@ class _Columns:
     def __init__(self, table: Any) -> None:
         self._table = table
         items = self._list_array("item_id", pa.string())
+        self._offsets = None if items.null_count else items.offsets
         self._lengths_R = _lengths(items)
         self.request_index_B: Int64Array = np.repeat(np.arange(len(items), dtype=np.int64), self._lengths_R)
 
@@ -313,7 +315,8 @@ class _Columns:
     def _item_array(self, name: str, kind: Any) -> Any:
         """Returns the values of a list column, one per item; no list may be missing or of another length."""
         array = self._list_array(name, kind)
-        if not np.array_equal(_lengths(array), self._lengths_R):
+        is_like_items = self._offsets is not None and not array.null_count and array.offsets.equals(self._offsets)
+        if not is_like_items and not np.array_equal(_lengths(array), self._lengths_R):
             raise ExampleError(f"{name}: lists of another length than item_id")
         return array.flatten()
 
@@ -369,7 +372,10 @@ class _Columns:
 
     def lists(self, name: str, kind: Any) -> list[list[Any]]:
         """Returns one list per request, empty where it is missing."""
-        return [values or [] for values in self._list_array(name, kind).to_pylist()]
+        array = self._list_array(name, kind)
+        values = array.flatten().to_pylist()  # lists of lists are several times as slow
+        ends = np.cumsum(_lengths(array)).tolist()
+        return [values[start:end] for start, end in itertools.pairwise([0, *ends])]
 
 
 def _lengths(array: Any) -> Int64Array:
