@@ -94,6 +94,8 @@ class ValueKeys(dict[str | int | None, int]):
         self._max_values = max_values
 
     def __missing__(self, value: str | int | None) -> int:
+        if value is None:  # another thread is just emptying the cache
+            return MISSING_KEY
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise ValueError(f"{self._field}: {value!r} is not allowed; a string or an integer")
         key = value_key(self._field, str(value))

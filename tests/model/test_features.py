@@ -51,6 +51,8 @@ def test_many_keys_are_distinct_and_not_reserved() -> None:
 
 def test_the_cache_of_keys_stays_bounded_and_right() -> None:
     cache = ValueKeys("f", max_values=10)
+    cache.clear()  # as another thread does when it is full, before it puts the missing value back
+    assert cache.of([None]).tolist() == [MISSING_KEY]
     expected = [value_key("f", str(n)) for n in range(100)]
     assert cache.of([str(n) for n in range(100)]).tolist() == expected and len(cache) <= 10
     assert cache.of([None, "3", 3]).tolist() == [MISSING_KEY, expected[3], expected[3]]
