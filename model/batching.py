@@ -12,10 +12,34 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
 from model.checkpoint import Position
 from model.examples import TrainRows
 
 Order = Literal["arrival", "log"]
+
+
+class RowsAbout(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of rows where they are not."""
+
+    num_rows: int = 0
+    has_delayed: bool = False
+    """Whether some have labels that are corrected later."""
+    unknown: dict[str, tuple[int, int]] = {}
+    """Scenarios that are not listed: name -> its rows, and how many of them are first emissions."""
+
+    @staticmethod
+    def of(rows: TrainRows) -> "RowsAbout":
+        """Returns it of some rows."""
+        unknown: dict[str, tuple[int, int]] = {}
+        if rows.batch.unknown_scenarios:
+            is_first_B: npt.NDArray[np.bool_] = np.any(rows.first_BT, axis=1)
+            all_rows, first = (rows.batch.rows_of_unknown(mask_B) for mask_B in (np.ones_like(is_first_B), is_first_B))
+            unknown = {name: (all_rows.get(name, 0), first.get(name, 0)) for name in rows.batch.unknown_scenarios}
+        return RowsAbout(rows.num_rows, rows.delayed is not None, unknown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +58,17 @@ class Part:
     """Processing time."""
     written_ms: int = -1
     """When the joiner wrote the message; -1 unknown."""
+    about: RowsAbout = RowsAbout()
+    """Without rows: a message that teaches nothing (dead letter, empty); it only moves the position."""
     rows: TrainRows | None
-    """None: a message that teaches nothing (dead letter, no rows); it only moves the position."""
+    """None: there are none, or another rank has them."""
     after: Position
     """Where to go on once this part is learned."""
 
     @property
     def num_rows(self) -> int:
         """Rows (items) to train on."""
-        return self.rows.num_rows if self.rows is not None else 0
+        return self.about.num_rows
 
     def pieces(self, batch_rows: int, first_row: int) -> Iterator["Part"]:
         """Yields the message from `first_row` on, cut where it has to be."""
@@ -52,7 +78,8 @@ class Part:
         for start in range(first_row, self.num_rows, batch_rows):
             end = min(start + batch_rows, self.num_rows)
             after = self.after if end == self.num_rows else Position(self.offset, end)
-            yield replace(self, rows=self.rows.take(slice(start, end)), after=after)
+            rows = self.rows.take(slice(start, end))
+            yield replace(self, about=RowsAbout.of(rows), rows=rows, after=after)
 
 
 class MicroBatcher:
@@ -66,10 +93,10 @@ class MicroBatcher:
         self._filling: list[Part] = []
         self._num_filling = 0
 
-    def push(self, message: Part, first_row: int = 0) -> None:
-        """Takes a message, from `first_row` on."""
-        queue = self._arrival if self._order == "arrival" else self._queues[message.partition]
-        queue.extend(message.pieces(self._batch_rows, first_row))
+    def push(self, part: Part) -> None:
+        """Takes a part: a message, or one of its pieces (`Part.pieces`)."""
+        queue = self._arrival if self._order == "arrival" else self._queues[part.partition]
+        queue.append(part)
 
     def full_batch(self, finished: Collection[int] = ()) -> list[Part] | None:
         """Returns the next batch of at least `batch_rows` rows; None until there is one.

@@ -268,6 +268,25 @@ class ExampleDecoder:
             window_ms_BT=per_task([policy.window_ms for policy in policies], np.int64),
         )
 
+    def nothing(self) -> TrainRows:
+        """Returns no rows at all, in the shape of some."""
+        columns = RowColumns(scenario=[], user_id=[], item_id=[], request_index_B=np.empty(0, np.int64))
+        no_numbers_BT, no_times_BT = (np.empty((0, len(self._tasks)), kind) for kind in (np.float32, np.int64))
+        no_marks_BT = np.empty((0, len(self._tasks)), np.bool_)
+        return TrainRows(
+            batch=self._encoder.encode_columns(columns),
+            label_BT=no_numbers_BT,
+            mask_BT=no_marks_BT,
+            weight_BT=no_numbers_BT,
+            sampling_B=np.empty(0, np.float32),
+            first_BT=no_marks_BT,
+            settled_BT=no_marks_BT,
+            served_BT=no_numbers_BT,
+            version_B=np.empty(0, np.int64),
+            impression_ms_B=np.empty(0, np.int64),
+            feedback_ms_BT=no_times_BT,
+        )
+
     def _per_task(self, read: Callable[[str], npt.NDArray[Any]], name: str) -> npt.NDArray[Any]:
         """Returns a column that exists once per task, [B, T]."""
         return np.stack([read(f"{name}.{task}") for task in self._tasks], axis=1)

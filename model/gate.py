@@ -12,21 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.embedding import FieldCounters
-from model.examples import TrainRows
 from model.features import EncodedBatch, FeatureEncoder
 from model.gate_config import GateConfig
-from model.gate_data import DataChecks
+from model.gate_data import BatchCounts, DataChecks
 from model.gate_labels import LabelChecks
 from model.gate_level0 import Level0
 from model.gate_report import Finding, State, blocked, sentence, state_of
 from model.metrics import Arrays
 from model.probe_set import Weights
 from model.snapshot import Manifest
+from model.step_columns import StepColumns
 from stream.schema import SchemaConfig
 
 logger = logging.getLogger(__name__)
@@ -86,27 +85,24 @@ class PublishGate:
         """What it says of the last window that was judged."""
         return state_of(self.window_findings)
 
+    def count(self, batch: EncodedBatch, counters: Mapping[str, FieldCounters]) -> BatchCounts:
+        """Returns what the checks of data take in of some rows, whose scenarios are resolved."""
+        lookups_F2 = np.array([(c.lookups, c.default_lookups) for c in counters.values()], np.float64)
+        return self._data.count(batch, lookups_F2)
+
     def observe(
-        self,
-        rows: TrainRows,
-        batch: EncodedBatch,
-        logit_BT: npt.NDArray[np.floating],
-        counters: Mapping[str, FieldCounters],
-        *,
-        now_ms: int,
-        watermark_ms: int,
+        self, seen: StepColumns, counts: BatchCounts, slates: EncodedBatch, *, now_ms: int, watermark_ms: int
     ) -> None:
-        """Counts a micro-batch in, with its scores from before it was learned; `batch` has its scenarios resolved."""
+        """Counts a micro-batch in. `slates`: those of its rows that are here, for the probe set."""
         self._began_ms = self._began_ms if self._began_ms is not None else now_ms
         self._window_began_ms = self._window_began_ms if self._window_began_ms is not None else now_ms
-        lookups_F2 = np.array([(c.lookups, c.default_lookups) for c in counters.values()], np.float64)
-        self._data.observe(batch, rows.impression_ms_B, lookups_F2, now_ms=now_ms, watermark_ms=watermark_ms)
+        self._data.observe(counts, seen.impression_ms_B, now_ms=now_ms, watermark_ms=watermark_ms)
         self._labels.observe(
-            batch.scenario_B, rows.impression_ms_B, rows.label_BT, rows.settled_BT, logit_BT, rows.served_BT
+            seen.scenario_B, seen.impression_ms_B, seen.label_BT, seen.settled_BT, seen.logit_BT, seen.served_BT
         )
-        self._num_labels += int(rows.settled_BT.sum())
+        self._num_labels += int(seen.settled_BT.sum())
         if not self.is_holding:
-            self.level0.sample.offer(batch)
+            self.level0.sample.offer(slates)
 
     def add_scenario(self, name: str) -> None:
         """Makes room for one more scenario, whose index is the next one."""

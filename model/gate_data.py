@@ -14,6 +14,9 @@ Reference: past windows that were in order, each older one at nine tenths of the
 Letters: F fields, N values, R requests, B rows.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from model.assembly import InputLayout
@@ -34,6 +37,30 @@ MIN_REQUESTS = 200
 SIGMAS = 4.0
 """Standard errors that a share may rise by on top of its limit."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCounts:
+    """What the checks take in of a micro-batch; that of several ranks' rows adds up."""
+
+    values_FK: Int64Array
+    """Per field the values by bucket; the last column counts the missing ones."""
+    lookups_F2: Float64Array
+    """Lookups so far, and those without a row."""
+    user_R: Int64Array
+    """Key of each request's user; empty without that field."""
+    num_rows_R: Int64Array
+    """Rows of each request."""
+
+    @staticmethod
+    def total(parts: Sequence["BatchCounts"]) -> "BatchCounts":
+        """Returns the counts of several ranks' rows together."""
+        return BatchCounts(
+            values_FK=np.sum([part.values_FK for part in parts], axis=0),
+            lookups_F2=np.sum([part.lookups_F2 for part in parts], axis=0),
+            user_R=np.concatenate([part.user_R for part in parts]),
+            num_rows_R=np.concatenate([part.num_rows_R for part in parts]),
+        )
 
 
 class DataWindow:
@@ -77,34 +104,33 @@ class DataChecks:
         self._lookups_F2 = np.zeros_like(self.window.lookups_F2)
         self._usual = np.zeros(3)  # rows per second, rows of the mean user, windows
 
-    def observe(
-        self,
-        batch: EncodedBatch,
-        impression_ms_B: Int64Array,
-        lookups_F2: Float64Array,
-        *,
-        now_ms: int,
-        watermark_ms: int,
-    ) -> None:
-        """Counts a batch in. `lookups_F2`: per field, all lookups of the trainer so far and those without a row."""
-        window, keys_N = self.window, self._layout.flat_keys(batch)
-        starts = self._layout.field_starts(batch)
+    def count(self, batch: EncodedBatch, lookups_F2: Float64Array) -> BatchCounts:
+        """Returns the counts of some rows. `lookups_F2`: per field, all lookups here so far and those without a row."""
+        keys_N, starts = self._layout.flat_keys(batch), self._layout.field_starts(batch)
         field_N = np.repeat(np.arange(len(self._names)), np.diff(starts))
         with np.errstate(over="ignore"):
             bucket_N = ((keys_N.astype(np.uint64) * _FACTOR) >> np.uint64(60)).astype(np.int64)
         bucket_N[keys_N == MISSING_KEY] = BUCKETS
-        shape = window.values_FK.shape
-        window.values_FK += np.bincount(field_N * shape[1] + bucket_N, minlength=shape[0] * shape[1]).reshape(shape)
+        shape = self._values_FK.shape
+        return BatchCounts(
+            values_FK=np.bincount(field_N * shape[1] + bucket_N, minlength=shape[0] * shape[1]).reshape(shape),
+            lookups_F2=lookups_F2,
+            user_R=np.empty(0, np.int64) if self._user is None else batch.request_keys_FR[self._user],
+            num_rows_R=np.bincount(batch.request_index_B, minlength=batch.num_requests),
+        )
+
+    def observe(self, counts: BatchCounts, impression_ms_B: Int64Array, *, now_ms: int, watermark_ms: int) -> None:
+        """Counts a batch in."""
+        window = self.window
+        window.values_FK += counts.values_FK
         if self._seen_lookups_F2 is not None:
-            window.lookups_F2 += lookups_F2 - self._seen_lookups_F2
-        self._seen_lookups_F2 = lookups_F2
-        window.num_requests += batch.num_requests
-        window.num_rows += batch.num_rows
+            window.lookups_F2 += counts.lookups_F2 - self._seen_lookups_F2
+        self._seen_lookups_F2 = counts.lookups_F2
+        window.num_requests += len(counts.num_rows_R)
+        window.num_rows += len(impression_ms_B)
         window.num_ahead += int((impression_ms_B > now_ms + self._config.ahead_ms).sum())
         if self._user is not None:
-            num_rows_R = np.bincount(batch.request_index_B, minlength=batch.num_requests)
-            users = batch.request_keys_FR[self._user].tolist()
-            for user, num_rows in zip(users, num_rows_R.tolist(), strict=True):
+            for user, num_rows in zip(counts.user_R.tolist(), counts.num_rows_R.tolist(), strict=True):
                 window.rows_of_user[user] = window.rows_of_user.get(user, 0) + num_rows
         window.first_ms = window.first_ms or watermark_ms
         window.last_ms = watermark_ms

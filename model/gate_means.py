@@ -40,10 +40,12 @@ class GateMeans:
         self._is_asked = True
         return self._means
 
+    def is_due(self, now_ms: int) -> bool:
+        """Returns whether somebody asks and it is time."""
+        return self._is_asked and now_ms >= self._due_ms
+
     def observe(self, batch: EncodedBatch, now_ms: int) -> None:
-        """Looks at the gates on some rows, if somebody asks and it is time."""
-        if not self._is_asked or now_ms < self._due_ms:
-            return
+        """Looks at the gates on some rows."""
         self._is_asked = False
         self._due_ms = now_ms + self._interval_ms
         found = dict(self._means)

@@ -11,20 +11,17 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from model.canary import Canary
 from model.checkpoint import Position
-from model.embedding import FieldCounters
-from model.examples import TrainRows
 from model.exceptions import RolledBackError, SnapshotMissingError, StoreUnavailableError
 from model.features import EncodedBatch
 from model.gate import PublishGate
 from model.gate_config import GateConfig
+from model.gate_data import BatchCounts
 from model.gate_report import Finding, blocked, sentence
 from model.publish import Publisher
 from model.rollback import full_versions, has_checkpoint_before, roll_back_to
+from model.step_columns import StepColumns
 from model.store import Rollback, SnapshotStore
 
 logger = logging.getLogger(__name__)
@@ -59,18 +56,11 @@ class GateWatch:
         self._hold_from: dict[int, int] = {}
 
     def observe(
-        self,
-        rows: TrainRows,
-        batch: EncodedBatch,
-        logit_BT: npt.NDArray[np.floating],
-        counters: Mapping[str, FieldCounters],
-        *,
-        now_ms: int,
-        watermark_ms: int,
+        self, seen: StepColumns, counts: BatchCounts, slates: EncodedBatch, *, now_ms: int, watermark_ms: int
     ) -> None:
         """Shows a micro-batch, and its scores from before it is learned, to who judges it."""
-        self.gate.observe(rows, batch, logit_BT, counters, now_ms=now_ms, watermark_ms=watermark_ms)
-        self.canary.observe(rows.version_B, rows.impression_ms_B, rows.label_BT, rows.settled_BT, rows.served_BT)
+        self.gate.observe(seen, counts, slates, now_ms=now_ms, watermark_ms=watermark_ms)
+        self.canary.observe(seen.version_B, seen.impression_ms_B, seen.label_BT, seen.settled_BT, seen.served_BT)
 
     def look(
         self,

@@ -1,4 +1,4 @@
-"""The way in: messages of examples to the batcher, and how far each partition is learned.
+"""The way in: messages of examples to parts of micro-batches, and how far each partition is learned.
 
 The unit of progress is (partition, offset, row). It is in the checkpoint and nowhere else, so every example is trained
 exactly once.
@@ -7,7 +7,7 @@ exactly once.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from model.batching import MicroBatcher, Part
+from model.batching import Part, RowsAbout
 from model.checkpoint import Position
 from model.examples import ExampleDecoder
 from model.exceptions import ExampleError
@@ -23,14 +23,14 @@ class Intake:
     def __init__(
         self,
         decoder: ExampleDecoder,
-        batcher: MicroBatcher,
         *,
+        batch_rows: int,
         dead_letter: Callable[[ExampleMessage, str], None],
         now_ms: Callable[[], int],
         stats: TrainerStats,
     ) -> None:
         self._decoder = decoder
-        self._batcher = batcher
+        self._batch_rows = batch_rows
         self._dead_letter = dead_letter
         self._now_ms = now_ms
         self._stats = stats
@@ -52,12 +52,12 @@ class Intake:
         self.positions, self.watermarks_ms = dict(positions), dict(watermarks_ms)
         self._next_offset = {}
 
-    def take(self, message: ExampleMessage) -> None:
-        """Gives the batcher the rows of a message; one that came before is ignored, a dead letter only moves on."""
+    def take(self, message: ExampleMessage) -> list[Part]:
+        """Returns the parts of a message for the batcher: of a dead letter an empty one, of a repeated one none."""
         position = self.positions.get(message.partition, Position(0))
         if message.offset < self._next_offset.get(message.partition, position.offset):
             self._stats.repeated += 1
-            return
+            return []
         self._next_offset[message.partition] = message.offset + 1
         order_ms, watermark_ms, settle_ms, rows = -1, -1, 0, None
         try:
@@ -83,10 +83,12 @@ class Intake:
             settle_ms=settle_ms,
             arrived_ms=self._now_ms(),
             written_ms=message.written_ms,
+            about=RowsAbout() if rows is None else RowsAbout.of(rows),
             rows=rows,
             after=Position(message.offset + 1),
         )
-        self._batcher.push(part, first_row=position.row if message.offset == position.offset else 0)
+        first_row = position.row if message.offset == position.offset else 0
+        return list(part.pieces(self._batch_rows, first_row))
 
     def learned(self, parts: Sequence[Part]) -> None:
         """Moves the positions behind the parts of a micro-batch."""

@@ -4,7 +4,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from model.calibrator import Pairs
 from model.canary import Canary
@@ -13,11 +15,28 @@ from model.feedback_sample import FeedbackSample
 from model.gate import PublishGate
 from model.gate_report import blocked, sentence
 from model.progressive import Report
+from model.scenario_registry import ScenarioRegistry
 from model.snapshot import Manifest, encode_payload, payload_sha256
 from model.store import SnapshotStore, stale_epoch
-from model.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
+
+
+class Published(Protocol):
+    """A model in training as a publisher sees it."""
+
+    @property
+    def registry(self) -> ScenarioRegistry:
+        """The scenarios it has, by index."""
+
+    def serving_full(self) -> dict[str, Tensor]:
+        """Returns what serving needs, complete."""
+
+    def serving_delta(self) -> dict[str, Tensor]:
+        """Returns what changed since the last promoted export."""
+
+    def mark_promoted(self) -> None:
+        """Makes the last export the base of the next delta."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +124,7 @@ class Publisher:
         """The last version number given out, live or not."""
         return self._version
 
-    def publish(self, model: TrainedModel, progress: Progress) -> Manifest | None:
+    def publish(self, model: Published, progress: Progress) -> Manifest | None:
         """Returns the manifest that went live; None if none did, which is counted and logged.
 
         Raises:
@@ -126,7 +145,7 @@ class Publisher:
         self.stats.last_ms = self._now_ms() - started_ms
         return manifest
 
-    def _publish(self, model: TrainedModel, progress: Progress) -> Manifest | None:
+    def _publish(self, model: Published, progress: Progress) -> Manifest | None:
         gate = self._gate
         if not self.stats.epoch:
             self._start()

@@ -4,7 +4,6 @@ import logging
 
 from model.calibrator import Pairs
 from model.exceptions import StoreUnavailableError
-from model.snapshot import Manifest
 from model.store import SnapshotStore
 from model.trained_model import TrainedModel
 
@@ -18,14 +17,14 @@ class TeacherReleases:
         self._model = model
         self._waiting: dict[int, Pairs] = {}
 
-    def published(self, manifest: Manifest, watermark_ms: int) -> None:
+    def published(self, version: int, calibration: Pairs, watermark_ms: int) -> None:
         """Takes note of a version that was just exported: nothing was learned since, so a copy is that version."""
         teacher = self._model.teacher
         if teacher is None:
             return
         if teacher.is_due:
-            self._model.take_teacher(manifest.version, watermark_ms)
-        self._waiting[manifest.version] = manifest.calibration
+            self._model.take_teacher(version, watermark_ms)
+        self._waiting[version] = calibration
 
     def released(self, version: int) -> None:
         """Lets teach what the stable lane serves, and what it served before."""

@@ -2,38 +2,49 @@
 
 One round of the loop: poll -> decode and encode -> for each micro-batch: score, progressive metrics, loss, step
 (`model.learner`) -> publish if due -> checkpoint if due. How far it is: `model.intake`.
+
+On several ranks each runs this loop, on the same micro-batches (`model.batch_feed`) with the rows that it has read
+itself. One of them, the lead, keeps the metrics, judges, publishes, and says once per round what all have to do.
 """
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from model.batching import MicroBatcher, Part
+from model.batch_feed import BatchFeed, Hello
+from model.batching import Part
 from model.canary import Canary
 from model.checkpoint import Position, save_checkpoint
 from model.compatibility import weights_depend_on
 from model.config import ModelConfig
 from model.device import device_of
 from model.examples import ExampleDecoder, TrainRows
-from model.exceptions import TrainingDivergedError
+from model.exceptions import RankLostError, TrainingDivergedError
 from model.features import EncodedBatch
 from model.gate import PublishGate
+from model.gate_data import BatchCounts
 from model.gate_means import GateMeans
 from model.gate_watch import GateWatch
+from model.gathered_rows import GatheredModel, Outcome, follow
 from model.intake import Intake
 from model.labels import LabelBatch
+from model.lead import Ended, from_lead, sentence_of
 from model.learner import Learner
 from model.pace import Pace
 from model.progressive import ProgressiveMetrics
-from model.publish import Identity, Progress, Publisher, PublishStats
+from model.publish import Identity, Progress, Published, Publisher, PublishStats
 from model.rollback import checkpoint_after
 from model.served_teacher import ServedScores
 from model.snapshot import Manifest
 from model.source import ExampleMessage
+from model.step_columns import StepColumns
+from model.step_gather import gathered
 from model.step_report import StepReport
 from model.teacher_releases import TeacherReleases
 from model.trainer_config import TrainerConfig, TrainerParts
@@ -46,11 +57,23 @@ logger = logging.getLogger(__name__)
 _LONGEST_PUBLISH_MS = 60_000
 
 
-class Trainer:
-    """Trains one model from one source. One thread only.
+class Decision(msgspec.Struct, frozen=True, tag=True):
+    """What the lead says once per round."""
 
-    Life: construct, `resume` (done by `run`), then `run`, or `train_message` ... `flush`. Reads no clock but `now_ms`
-    (processing time in ms).
+    publishes: bool
+    saves: bool
+    is_holding: bool
+    looks_at_gates: bool
+    """Whether to look at the experts' gates in the next micro-batch."""
+    released: int
+    """The version that the stable lane serves."""
+
+
+class Trainer:
+    """Trains one model from one source, or as one of several ranks that train it together. One thread only.
+
+    Life: construct, `resume` (done by `run`), then `run`; or, in a world of one, `train_message` ... `flush`. Reads no
+    clock but `now_ms` (processing time in ms).
 
     Raises:
         ValueError: a configuration that does not fit together.
@@ -72,6 +95,7 @@ class Trainer:
         self._model_config = model_config
         self._now_ms = now_ms
         self._parts = parts or TrainerParts()
+        self._ranks = self._parts.ranks
         self._config_hash = config_hash
         self._run_id = run_id
         self.learner = Learner(schema, model_config, config.seed, device_of(config.device))
@@ -95,13 +119,22 @@ class Trainer:
         self.gauges = TrainerGauges()
         self.publish_stats = PublishStats()
         partitions = self._parts.source.partitions() if self._parts.source else ()
-        self._batcher = MicroBatcher(
-            partitions, batch_rows=config.batch_rows, order="log" if config.deterministic else "arrival"
-        )
+        decoder = ExampleDecoder(schema, self.learner.encoder)
+        self._nothing = decoder.nothing()
         self._intake = Intake(
-            ExampleDecoder(schema, self.learner.encoder),
-            self._batcher,
+            decoder,
+            batch_rows=config.batch_rows,
             dead_letter=self._parts.dead_letter,
+            now_ms=now_ms,
+            stats=self.stats,
+        )
+        self._feed = BatchFeed(
+            self._intake,
+            self._ranks,
+            partitions,
+            batch_rows=config.batch_rows,
+            max_wait_ms=config.max_wait_ms,
+            order="log" if config.deterministic else "arrival",
             now_ms=now_ms,
             stats=self.stats,
         )
@@ -117,6 +150,8 @@ class Trainer:
         )
         self._skipped_in_row = 0
         self._publisher = self._new_publisher(last_version=0)
+        self._publishes = self._publisher is not None
+        self._looks_at_gates = False
         self._published_step = 0
         self._until_publish, self._until_checkpoint = Pace(now_ms), Pace(now_ms)
         self._saved_positions: dict[int, Position] = {}
@@ -138,46 +173,52 @@ class Trainer:
         source = self._parts.source
         if source is None:
             raise ValueError("source: none given; use train_message, or give one")
+        self._publishes = self._feed.meet(
+            Hello(sorted(source.partitions()), self._config_hash, self._schema.schema_hash(), self._publishes)
+        )
         self.resume()
-        source.seek({partition: position.offset for partition, position in self._intake.positions.items()})
+        mine = set(source.partitions())
+        source.seek({p: position.offset for p, position in self._intake.positions.items() if p in mine})
         self._until_checkpoint.wait(self._config.checkpoint_interval_ms)
-        while not should_stop():
-            finished = source.finished()
-            is_at_end = set(finished) >= set(source.partitions())
-            batch = self._batcher.full_batch(finished)
-            if batch is None and not self._config.deterministic and (is_at_end or self._has_waited()):
-                batch = self._batcher.partial_batch()
+        while not self._ranks.any(should_stop()):
+            batch = self._feed.next_batch()
             if batch is not None:
                 self._train(batch)
-            elif is_at_end:
+            elif self._feed.is_at_end:
                 break
             else:
-                for message in source.poll(self._config.poll_messages, self._poll_timeout_ms()):
-                    self._intake.take(message)
-            self.publish_if_due()
-            self._checkpoint_if_due()
+                self._feed.fetch(
+                    source,
+                    max_messages=self._config.poll_messages,
+                    timeout_ms=self._poll_timeout_ms(),
+                )
+            self._heed(from_lead(self._ranks, lambda done=batch: self._decide(done), Decision))  # type: ignore[misc]
         self.checkpoint()
 
     def train_message(self, value: bytes, partition: int, offset: int) -> None:
         """Takes one message and trains the micro-batches that it completes."""
-        self._intake.take(ExampleMessage(partition, offset, value))
-        while (batch := self._batcher.full_batch()) is not None:
+        for part in self._intake.take(ExampleMessage(partition, offset, value)):
+            self._feed.batcher.push(part)
+        while (batch := self._feed.batcher.full_batch()) is not None:
             self._train(batch)
+            self._look(batch)
 
     def flush(self) -> None:
         """Trains what is left as one last, shorter micro-batch."""
-        batch = self._batcher.partial_batch()
+        batch = self._feed.batcher.partial_batch()
         if batch is not None:
             self._train(batch)
-
-    def _has_waited(self) -> bool:
-        oldest_ms = self._batcher.oldest_ms()
-        return oldest_ms is not None and not 0 <= self._now_ms() - oldest_ms < self._config.max_wait_ms
+            self._look(batch)
 
     def _poll_timeout_ms(self) -> int:
-        """Returns how long a poll may wait: until the oldest row has waited long enough, or a snapshot is due."""
+        """Returns how long a poll may wait: until the oldest row has waited long enough, or a snapshot is due.
+
+        Not at all while another rank may have more to read, for all wait for the slowest.
+        """
+        if self._ranks.size > 1 and self._feed.was_fruitful:
+            return 1
         longest_ms = self._config.max_wait_ms
-        oldest_ms = self._batcher.oldest_ms()
+        oldest_ms = self._feed.batcher.oldest_ms()
         if oldest_ms is not None and not self._config.deterministic:
             longest_ms = min(longest_ms, oldest_ms + self._config.max_wait_ms - self._now_ms())
         if self._publisher is not None and self.learner.num_steps > self._published_step:
@@ -186,15 +227,30 @@ class Trainer:
 
     def _train(self, parts: list[Part]) -> None:
         """Learns one micro-batch, then moves the positions."""
-        rows = [part.rows for part in parts if part.rows is not None]
-        if rows:
-            self._step(TrainRows.concat(rows), parts)
+        if any(part.num_rows for part in parts):
+            self._step(self._rows_of(parts), parts)
         self._intake.learned(parts)
         self.gauges.watermark_ms = self._intake.watermark_ms
         self.metrics.advance(self.gauges.watermark_ms, max(part.settle_ms for part in parts))
         teacher = self.learner.trained.teacher
         if teacher is not None and teacher.falls_due(self.gauges.watermark_ms):
             self._renew_teacher()
+
+    def _rows_of(self, parts: Sequence[Part]) -> TrainRows:
+        """Returns the rows of a micro-batch that are here; none at all is possible where there are several ranks."""
+        here = [part.rows for part in parts if part.rows is not None]
+        rows = TrainRows.concat(here) if here else self._nothing
+        if rows.delayed is None and any(part.about.has_delayed for part in parts):
+            return replace(rows, delayed=rows.as_final())
+        return rows
+
+    def _look(self, parts: Sequence[Part]) -> None:
+        """Lets who watches look at what a micro-batch has changed; on the lead.
+
+        Raises:
+            RolledBackError: something is out of order, and the pointer is back where it was not.
+            StaleEpochError: another trainer has taken over, or a rollback was made by hand.
+        """
         self._watch.look(
             self._intake.positions,
             self._publisher,
@@ -205,7 +261,30 @@ class Trainer:
         )
         self._teachers.released(self.publish_stats.released)
 
-    def _step(self, rows: TrainRows, parts: list[Part]) -> None:
+    def _decide(self, parts: Sequence[Part] | None) -> Decision:
+        """Returns what is to be done after a round, of which `parts` were trained; on the lead."""
+        if parts is not None:
+            self._look(parts)
+        return Decision(
+            publishes=self._is_publish_due(),
+            saves=self._until_checkpoint.is_due(),
+            is_holding=self.gate.is_holding,
+            looks_at_gates=self.gate_means.is_due(self._now_ms()),
+            released=self.publish_stats.released,
+        )
+
+    def _heed(self, decision: Decision) -> None:
+        if not self._ranks.is_lead:
+            self.gate.is_holding = decision.is_holding
+            self._teachers.released(decision.released)
+        self._looks_at_gates = decision.looks_at_gates
+        if decision.publishes:
+            self.publish()
+        if decision.saves:
+            self._until_checkpoint.wait(self._config.checkpoint_interval_ms)
+            self.checkpoint()
+
+    def _step(self, rows: TrainRows, parts: Sequence[Part]) -> None:
         labels = LabelBatch(
             label_BT=rows.label_BT,
             mask_BT=rows.mask_BT,
@@ -219,55 +298,81 @@ class Trainer:
             delayed=rows.delayed,
         )
         batch = self.learner.resolved(rows.batch)
+        num_rows = sum(part.num_rows for part in parts)
         if self.gate.is_holding:
-            self._observe(rows, batch, self.learner.score(batch))
-            self.stats.held += rows.num_rows
+            self._show(rows, batch, self.learner.score(batch), parts)
+            self.stats.held += num_rows
             return
         report = self.learner.learn(batch, labels)
-        self.stats.examples += rows.num_rows
+        self.stats.examples += num_rows
         if report.skipped is not None:
             self._skipped(report.skipped, parts)
             return
         self._skipped_in_row = 0
-        self._observe(rows, batch, report.logits_BT)
-        self.metrics.update(
-            scenario_B=batch.scenario_B,
-            impression_ms_B=rows.impression_ms_B,
-            label_BT=rows.label_BT,
-            settled_BT=rows.settled_BT,
-            pre_step_logit_BT=report.logits_BT,
-            served_BT=rows.served_BT,
-            first_BT=rows.first_BT,
-            delayed=rows.delayed,
-        )
-        self.gate_means.observe(batch, self._now_ms())
+        seen = self._show(rows, batch, report.logits_BT, parts)
+        if seen is not None:
+            self._count_metrics(seen, parts)
+        alone = self._ranks.size == 1
+        if self.gate_means.is_due(self._now_ms()) if alone else self._looks_at_gates:
+            self._looks_at_gates = False
+            self.gate_means.observe(batch, self._now_ms())
         self.stats.count(report)
         if report.made:
             self.gauges.loss, self.gauges.grad_norm = report.loss, report.grad_norm
         if rows.delayed is not None:
             self._count_delayed(report, parts)
+        self._count_unknown(parts)
+
+    def _show(
+        self, rows: TrainRows, batch: EncodedBatch, logit_BT: npt.NDArray[np.float32], parts: Sequence[Part]
+    ) -> StepColumns | None:
+        """Shows the gate a micro-batch with its scores from before it was learned. Returns it on the lead, else None.
+
+        The rows are in the order that one rank would have had them in.
+        """
+        seen = StepColumns.of(rows, batch.scenario_B, logit_BT)
+        counts: BatchCounts | None = None
+        if self._publishes:
+            counts = self.gate.count(batch, self.learner.trained.table.counters)
+        whole = gathered(self._ranks, seen, counts, parts, self._feed.rank_of)
+        if whole is None:
+            return None
+        seen, counts = whole
+        if counts is not None:
+            now_ms, watermark_ms = self._now_ms(), self._intake.watermark_ms
+            self._watch.observe(seen, counts, batch, now_ms=now_ms, watermark_ms=watermark_ms)
+        return seen
+
+    def _count_metrics(self, seen: StepColumns, parts: Sequence[Part]) -> None:
+        """Takes a micro-batch into the metrics and into what the next version will be the first to know."""
+        self.metrics.update(
+            scenario_B=seen.scenario_B,
+            impression_ms_B=seen.impression_ms_B,
+            label_BT=seen.label_BT,
+            settled_BT=seen.settled_BT,
+            pre_step_logit_BT=seen.logit_BT,
+            served_BT=seen.served_BT,
+            first_BT=seen.first_BT,
+            delayed=seen.delayed,
+        )
         if self._publisher is not None:
-            feedback_ms_BE = rows.feedback_ms_BT[:, self._eager_T]
+            feedback_ms_BE = seen.feedback_ms_BT[:, self._eager_T]
             row_N, task_N = np.nonzero(feedback_ms_BE >= 0)
             written_ms_B = np.repeat([part.written_ms for part in parts], [part.num_rows for part in parts])
             self._publisher.feedback.add(feedback_ms_BE[row_N, task_N], written_ms_B[row_N], self._now_ms())
-        self._count_unknown(rows)
 
-    def _observe(self, rows: TrainRows, batch: EncodedBatch, logit_BT: npt.NDArray[np.float32]) -> None:
-        if self._publisher is None:
-            return
-        counters, watermark_ms = self.learner.trained.table.counters, self._intake.watermark_ms
-        self._watch.observe(rows, batch, logit_BT, counters, now_ms=self._now_ms(), watermark_ms=watermark_ms)
-
-    def _count_unknown(self, rows: TrainRows) -> None:
+    def _count_unknown(self, parts: Sequence[Part]) -> None:
         """Counts what was learned of scenarios that are no part of the model, and adds those that have enough."""
-        if not rows.batch.unknown_scenarios:
+        rows_of, first_of = Counter[str](), Counter[str]()
+        for part in parts:
+            for name, (num_rows, num_first) in part.about.unknown.items():
+                rows_of[name] += num_rows
+                first_of[name] += num_first
+        if not rows_of:
             return
         model = self.learner.trained
-        for name, num_rows in rows.batch.rows_of_unknown(np.ones(rows.num_rows, np.bool_)).items():
-            self.stats.unknown_rows += num_rows if name not in model.registry.names else 0
-        is_first_B: npt.NDArray[np.bool_] = np.any(rows.first_BT, axis=1)
-        for name in model.growth.count(rows.batch.rows_of_unknown(is_first_B)):
+        self.stats.unknown_rows += sum(num for name, num in rows_of.items() if name not in model.registry.names)
+        for name in model.growth.count({name: num for name, num in first_of.items() if num}):
             model.add_scenario(name)
             self.metrics.add_scenario(name)
             self.gate.add_scenario(name)
@@ -277,7 +382,7 @@ class Trainer:
                 name, model.registry.index(name), model.registry.parents[name], model.num_steps,
             )  # fmt: skip
 
-    def _count_delayed(self, report: StepReport, parts: list[Part]) -> None:
+    def _count_delayed(self, report: StepReport, parts: Sequence[Part]) -> None:
         """Takes note of what only policies that correct labels later have."""
         stats = self.stats
         stats.labels_unscored = self.metrics.num_unscored
@@ -289,7 +394,7 @@ class Trainer:
                 "Auxiliary heads have learned enough, the policy begins task=%s partition@offset=%s", task, where
             )
 
-    def _skipped(self, reason: str, parts: list[Part]) -> None:
+    def _skipped(self, reason: str, parts: Sequence[Part]) -> None:
         self.stats.skipped += 1
         self._skipped_in_row += 1
         where = ", ".join(f"{part.partition}@{part.offset}" for part in parts)
@@ -301,19 +406,44 @@ class Trainer:
 
     def publish_if_due(self) -> Manifest | None:
         """Publishes if something was learned and the interval is over. Returns what went live, if anything."""
+        return self.publish() if self._is_publish_due() else None
+
+    def _is_publish_due(self) -> bool:
         is_new = self.learner.num_steps > self._published_step
-        if self._publisher is None or not is_new or not self._until_publish.is_due():
-            return None
-        return self.publish()
+        return self._publisher is not None and is_new and self._until_publish.is_due()
 
     def publish(self) -> Manifest | None:
-        """Publishes now. Returns what went live; None if nothing did (counted and logged), or without a store.
+        """Publishes now. Returns what went live; None if nothing did (counted and logged), or on another rank.
 
         Raises:
             StaleEpochError: another trainer has taken over publishing.
         """
-        if self._publisher is None:
+        model = self.learner.trained
+        if not self._publishes:
             return None
+        if not self._ranks.is_lead:
+            outcome = follow(self._ranks, model)
+            if outcome.version:
+                self._teachers.published(outcome.version, outcome.calibration, self.gauges.watermark_ms)
+            self._teachers.released(outcome.released)
+            return None
+        try:
+            manifest = self._publish(model if self._ranks.size == 1 else GatheredModel(model, self._ranks))
+        except Exception as error:
+            if not isinstance(error, RankLostError):
+                self._ranks.broadcast(msgspec.msgpack.encode(Ended(sentence_of(error))))
+            raise
+        released = self.publish_stats.released
+        said = Outcome(released=released)
+        if manifest is not None:
+            said = Outcome(version=manifest.version, released=released, calibration=manifest.calibration)
+            self._teachers.published(manifest.version, manifest.calibration, self.gauges.watermark_ms)
+            self._teachers.released(released)
+        self._ranks.broadcast(msgspec.msgpack.encode(said))
+        return manifest
+
+    def _publish(self, model: Published) -> Manifest | None:
+        assert self._publisher is not None
         started_ms = self._now_ms()
         self._until_publish.wait(self._config.publish_interval_ms)
         progress = Progress(
@@ -324,11 +454,9 @@ class Trainer:
             rows=self.stats.examples,
             calibration=self.metrics.calibration(),
         )
-        manifest = self._publisher.publish(self.learner.trained, progress)
+        manifest = self._publisher.publish(model, progress)
         if manifest is not None:
             self._published_step = manifest.step
-            self._teachers.published(manifest, self.gauges.watermark_ms)
-            self._teachers.released(self.publish_stats.released)
         else:
             # A store that hangs costs a time-out per attempt: at most a quarter of the time goes into those.
             took_ms = min(max(0, self._now_ms() - started_ms), _LONGEST_PUBLISH_MS)  # or the clock was set meanwhile
@@ -340,7 +468,7 @@ class Trainer:
 
         If that fails, the next version that goes live is copied. Where nothing is published every copy teaches.
         """
-        if self._publisher is not None:
+        if self._publishes:
             self.publish()
             return
         model = self.learner.trained
@@ -373,11 +501,6 @@ class Trainer:
             gate=self.gate,
             canary=self._watch.canary,
         )
-
-    def _checkpoint_if_due(self) -> None:
-        if self._until_checkpoint.is_due():
-            self._until_checkpoint.wait(self._config.checkpoint_interval_ms)
-            self.checkpoint()
 
     def checkpoint(self) -> Path | None:
         """Writes a checkpoint. Returns its path; None if there is nothing new, no folder, or no room (counted)."""

@@ -10,6 +10,7 @@ from model.device import DeviceName
 from model.gate_config import GateConfig
 from model.probe_set import Weights
 from model.progressive import MetricsConfig
+from model.ranks import Ranks
 from model.source import ExampleMessage, ExampleSource
 from model.store import SnapshotStore
 
@@ -87,6 +88,8 @@ class TrainerParts:
     """Is given each message that cannot be decoded, and the reason: at least once each."""
     writer: FileWriter = field(default_factory=FileWriter)
     """What writes checkpoints."""
+    ranks: Ranks = field(default_factory=Ranks.alone)
+    """The ranks that train together; all but the lead have no store."""
     weights: Weights = field(default_factory=dict)
     """Scenario or `default` -> production weight of each task over its scale: the gate's churn is that of the ranking.
     Empty: it is not judged."""

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.batching import MicroBatcher, Order, Part
+from model.batching import MicroBatcher, Order, Part, RowsAbout
 from model.checkpoint import Position
 from model.examples import DecodedExamples, ExampleDecoder
 from model.features import FeatureEncoder
@@ -28,6 +28,7 @@ def message(partition: int, offset: int, num_rows: int, *, order_ms: int = 0, ar
         watermark_ms=order_ms,
         settle_ms=0,
         arrived_ms=arrived_ms,
+        about=RowsAbout(num_rows),
         rows=DECODED[num_rows].rows if num_rows else None,
         after=Position(offset + 1),
     )
@@ -35,6 +36,11 @@ def message(partition: int, offset: int, num_rows: int, *, order_ms: int = 0, ar
 
 def batcher(partitions: int = 1, *, batch_rows: int = 5, order: Order = "arrival") -> MicroBatcher:
     return MicroBatcher(range(partitions), batch_rows=batch_rows, order=order)
+
+
+def push(to: MicroBatcher, part: Part, *, batch_rows: int = 5, first_row: int = 0) -> None:
+    for piece in part.pieces(batch_rows, first_row):
+        to.push(piece)
 
 
 def taken(batch: list[Part] | None) -> Taken:
@@ -52,7 +58,7 @@ def all_batches(of: MicroBatcher, finished: tuple[int, ...] = ()) -> list[Taken]
 def test_messages_are_added_whole_until_there_are_enough_rows() -> None:
     one = batcher()
     for offset, num_rows in enumerate([2, 2, 4, 5, 1]):
-        one.push(message(0, offset, num_rows))
+        push(one, message(0, offset, num_rows))
     assert all_batches(one) == [[(0, 0, 2), (0, 1, 2), (0, 2, 4)], [(0, 3, 5)]]
     assert taken(one.partial_batch()) == [(0, 4, 1)]
     assert one.partial_batch() is None
@@ -60,7 +66,7 @@ def test_messages_are_added_whole_until_there_are_enough_rows() -> None:
 
 def test_a_message_that_is_too_long_is_cut_at_multiples_of_the_batch() -> None:
     one = batcher()
-    one.push(message(0, 7, 12))
+    push(one, message(0, 7, 12))
     first, second = one.full_batch(), one.full_batch()
     assert first is not None
     assert second is not None
@@ -73,7 +79,7 @@ def test_a_message_that_is_too_long_is_cut_at_multiples_of_the_batch() -> None:
 
 def test_a_resume_inside_a_message_cuts_at_the_same_places() -> None:
     resumed = batcher()
-    resumed.push(message(0, 7, 12), first_row=5)
+    push(resumed, message(0, 7, 12), first_row=5)
     assert all_batches(resumed) == [[(0, 7, 5)]]
     assert taken(resumed.partial_batch()) == [(0, 7, 2)]
 
@@ -81,33 +87,33 @@ def test_a_resume_inside_a_message_cuts_at_the_same_places() -> None:
 def test_a_message_without_rows_moves_the_position_with_its_neighbours() -> None:
     one = batcher()
     for offset, num_rows in enumerate([3, 0, 3]):
-        one.push(message(0, offset, num_rows))
+        push(one, message(0, offset, num_rows))
     assert all_batches(one) == [[(0, 0, 3), (0, 1, 0), (0, 2, 3)]]
 
 
 def test_the_age_is_that_of_the_oldest_part_of_the_unfinished_batch() -> None:
     one = batcher()
     assert one.oldest_ms() is None
-    one.push(message(0, 0, 5, arrived_ms=10))
-    one.push(message(0, 1, 2, arrived_ms=20))
-    one.push(message(0, 2, 1, arrived_ms=30))
+    push(one, message(0, 0, 5, arrived_ms=10))
+    push(one, message(0, 1, 2, arrived_ms=20))
+    push(one, message(0, 2, 1, arrived_ms=30))
     assert all_batches(one) == [[(0, 0, 5)]]
     assert one.oldest_ms() == 20
 
 
 def test_log_order_merges_by_watermark_then_partition() -> None:
     one = batcher(2, batch_rows=1, order="log")
-    one.push(message(1, 0, 1, order_ms=5))
-    one.push(message(1, 1, 1, order_ms=9))
-    one.push(message(0, 0, 1, order_ms=5))
-    one.push(message(0, 1, 1, order_ms=7))
+    push(one, message(1, 0, 1, order_ms=5))
+    push(one, message(1, 1, 1, order_ms=9))
+    push(one, message(0, 0, 1, order_ms=5))
+    push(one, message(0, 1, 1, order_ms=7))
     merged = [part[:2] for batch in all_batches(one, finished=(0, 1)) for part in batch]
     assert merged == [(0, 0), (1, 0), (0, 1), (1, 1)]
 
 
 def test_log_order_waits_for_every_partition_that_is_not_finished() -> None:
     one = batcher(2, batch_rows=1, order="log")
-    one.push(message(0, 0, 1, order_ms=5))
+    push(one, message(0, 0, 1, order_ms=5))
     assert one.full_batch() is None
     assert one.full_batch(finished=(0,)) is None
     assert taken(one.full_batch(finished=(1,))) == [(0, 0, 1)]
@@ -115,8 +121,8 @@ def test_log_order_waits_for_every_partition_that_is_not_finished() -> None:
 
 def test_log_order_ends_with_a_shorter_batch() -> None:
     one = batcher(2, order="log")
-    one.push(message(0, 0, 2))
-    one.push(message(1, 0, 2))
+    push(one, message(0, 0, 2))
+    push(one, message(1, 0, 2))
     assert one.full_batch(finished=(0,)) is None
     assert taken(one.full_batch(finished=(0, 1))) == [(0, 0, 2), (1, 0, 2)]
     assert one.full_batch(finished=(0, 1)) is None
@@ -142,7 +148,7 @@ def test_log_order_depends_on_the_log_alone(
     at_once = MicroBatcher(log, batch_rows=batch_rows, order="log")
     for messages in log.values():
         for one in messages:
-            at_once.push(one)
+            push(at_once, one, batch_rows=batch_rows)
     expected = all_batches(at_once, finished=(0, 1, 2))
 
     trickled = MicroBatcher(log, batch_rows=batch_rows, order="log")
@@ -151,7 +157,7 @@ def test_log_order_depends_on_the_log_alone(
     while any(waiting.values()):
         partition = random.choice([partition for partition, messages in waiting.items() if messages])
         for one in waiting[partition][:num_pushes]:
-            trickled.push(one)
+            push(trickled, one, batch_rows=batch_rows)
         del waiting[partition][:num_pushes]
         batches += all_batches(trickled, tuple(partition for partition, messages in waiting.items() if not messages))
     assert batches + all_batches(trickled, finished=(0, 1, 2)) == expected

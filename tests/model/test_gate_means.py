@@ -19,12 +19,17 @@ def usage_of(*rows: tuple[int, list[list[float]]]) -> list[GateUsage]:
     return [GateUsage(gate="cgc", scenario=at, task=0, weight_BK=torch.tensor(weight)) for at, weight in rows]
 
 
+def look(means: GateMeans, now_ms: int) -> None:
+    if means.is_due(now_ms):
+        means.observe(NOTHING, now_ms)
+
+
 def test_mean_is_over_rows_and_stays_where_a_batch_has_none() -> None:
     rounds = [usage_of((0, [[1.0, 0.0], [0.5, 0.5]]), (1, [[0.2, 0.8]])), usage_of((1, [[0.4, 0.6]]))]
     means = GateMeans(lambda _: rounds.pop(0), interval_ms=100)
     for now_ms in (0, 100):
         means.ask()
-        means.observe(NOTHING, now_ms)
+        look(means, now_ms)
     found = means.ask()
     assert found[GateKey("cgc", 0, 0, "0")] == pytest.approx(0.75)
     assert found[GateKey("cgc", 1, 0, "1")] == pytest.approx(0.6)
@@ -33,21 +38,21 @@ def test_mean_is_over_rows_and_stays_where_a_batch_has_none() -> None:
 def test_nobody_looks_unless_asked_and_when_it_is_time() -> None:
     looked: list[int] = []
     means = GateMeans(lambda _: looked.append(1) or [], interval_ms=100)
-    means.observe(NOTHING, 0)
+    look(means, 0)
     assert looked == []
     means.ask()
     for now_ms in (1, 2, 50):
         means.ask()
-        means.observe(NOTHING, now_ms)
+        look(means, now_ms)
     assert len(looked) == 1
-    means.observe(NOTHING, 150)
+    look(means, 150)
     assert len(looked) == 2
 
 
 def test_gate_without_a_choice_is_left_out() -> None:
     means = GateMeans(lambda _: usage_of((0, [[1.0], [1.0]])), interval_ms=1)
     means.ask()
-    means.observe(NOTHING, 0)
+    look(means, 0)
     assert means.ask() == {}
 
 
