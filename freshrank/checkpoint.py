@@ -20,7 +20,8 @@ def list_checkpoints(run: RunConfig) -> None:
     Example:
       freshrank checkpoint list --config configs/demo.yaml
     """  # noqa: D301 - click wants the character
-    from model.checkpoint import checkpoint_paths, load_checkpoint
+    from model.checkpoint import checkpoint_paths
+    from model.checkpoint_load import check_checkpoint
     from model.exceptions import CheckpointCorruptError
 
     paths = checkpoint_paths(run.checkpoint.folder)
@@ -28,7 +29,7 @@ def list_checkpoints(run: RunConfig) -> None:
         click.echo(f"{run.checkpoint.folder}: no checkpoints")
     for path in paths:
         try:
-            manifest = load_checkpoint(path).manifest
+            manifest = check_checkpoint(path)
         except CheckpointCorruptError as error:
             click.echo(f"{path.name}  broken: {error}")
             continue

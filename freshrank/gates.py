@@ -138,7 +138,7 @@ def find_checkpoint(folder: Path) -> tuple[str, "Checkpoint"]:
         ValueError: there is none.
         CheckpointCorruptError: `folder` is a checkpoint, and broken.
     """
-    from model.checkpoint import load_checkpoint, load_latest
+    from model.checkpoint_load import load_checkpoint, load_latest
 
     if (folder / "manifest.json").is_file():
         return folder.name, load_checkpoint(folder)

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from model.checkpoint import Checkpoint, checkpoint_paths, load_checkpoint
+from model.checkpoint import Checkpoint, CheckpointManifest, checkpoint_paths
+from model.checkpoint_load import check_checkpoint, whole_checkpoints
 from model.exceptions import CheckpointCorruptError, SnapshotMissingError
+from model.ranks import Ranks
 from model.snapshot import Manifest
 from model.store import Rollback, SnapshotStore
 
@@ -76,28 +78,32 @@ def roll_back_to(
     return manifest
 
 
-def checkpoint_after(folder: Path, rollback: Rollback | None) -> Checkpoint | None:
+def checkpoint_after(folder: Path, rollback: Rollback | None, ranks: Ranks | None = None) -> Checkpoint | None:
     """Returns the newest whole checkpoint that goes on from here; None if there is none: the log is read anew.
 
     Without a rollback the newest. After one: the newest that was written since, or else the newest that is not newer
-    than its target.
+    than its target. All ranks call it.
     """
-    for path in checkpoint_paths(folder):
-        try:
-            checkpoint = load_checkpoint(path)
-        except CheckpointCorruptError as error:
-            logger.warning("Skipping a broken checkpoint, trying the one before it path=%s error=%s", path, error)
-            continue
-        manifest = checkpoint.manifest
-        if rollback is None or manifest.rollback_epoch >= rollback.epoch or manifest.version <= rollback.target:
+    for checkpoint in whole_checkpoints(folder, ranks):
+        if rollback is None or _goes_on_from(checkpoint.manifest, rollback):
             return checkpoint
-        logger.warning("Skipping a checkpoint that was rolled back path=%s version=%d", path, manifest.version)
+        logger.warning(
+            "Skipping a checkpoint that was rolled back step=%d version=%d",
+            checkpoint.manifest.step, checkpoint.manifest.version,
+        )  # fmt: skip
     return None
 
 
 def has_checkpoint_before(folder: Path, version: int) -> bool:
     """Returns whether there is something to restore for a rollback to `version`."""
-    return (
-        checkpoint_after(folder, Rollback(version=0, target=version, denied=[], epoch=2**62, reason="", at_ms=0))
-        is not None
-    )
+    for path in checkpoint_paths(folder):
+        try:
+            if check_checkpoint(path).version <= version:
+                return True
+        except CheckpointCorruptError as error:
+            logger.warning("A broken checkpoint path=%s error=%s", path, error)
+    return False
+
+
+def _goes_on_from(manifest: CheckpointManifest, rollback: Rollback) -> bool:
+    return manifest.rollback_epoch >= rollback.epoch or manifest.version <= rollback.target

@@ -16,7 +16,7 @@ from model.assembly import InputLayout
 from model.hashing import Int64Array
 from model.id_table import NO_ROW, IdTable
 
-_UNCHANGED, _ABSENT = -1, -2
+_UNCHANGED, ABSENT = -1, -2
 """In place of a kept row: the table still has the old value; or the value that owns the row now had none then."""
 
 
@@ -88,20 +88,20 @@ class FrozenRows:
         """Takes note that values are about to lose their rows; with what the rows are before."""
         self.changing(rows, weight, examples)
         place = self._places(rows)
-        existed = place != _ABSENT
+        existed = place != ABSENT
         if existed.any():
             gone = self._gone.insert(keys[existed])
             more = self._gone.num_rows - len(self._place_of_gone)
             self._place_of_gone = np.concatenate([self._place_of_gone, np.zeros(max(2 * more, 0), np.int64)])
             self._place_of_gone[gone] = place[existed]
-        self._place_of_row[rows] = _ABSENT
+        self._place_of_row[rows] = ABSENT
 
     def rows_of(self, batch: BatchRows, layout: InputLayout) -> OldRows:
         """Returns the batch's rows as they were; a value that had none has its field's default row of then."""
         place_U = self._places(batch.rows_U)
         place_U[batch.new_U] = self._of_gone(batch.new_keys)
         is_reserved_U = batch.rows_U < layout.num_reserved
-        is_kept_U, is_absent_U = ~is_reserved_U & (place_U >= 0), ~is_reserved_U & (place_U == _ABSENT)
+        is_kept_U, is_absent_U = ~is_reserved_U & (place_U >= 0), ~is_reserved_U & (place_U == ABSENT)
         source_UW, examples_U = batch.weight_UW.detach().clone(), np.where(is_reserved_U, -1, batch.examples_U)
         reserved_U = np.where(is_reserved_U, batch.rows_U, layout.default_row_F[batch.field_U])
         from_reserved = np.flatnonzero(is_reserved_U | is_absent_U)
@@ -123,12 +123,12 @@ class FrozenRows:
     def _places(self, rows: Int64Array) -> Int64Array:
         """Returns the place of each row's old value; rows given out later belonged to nobody."""
         is_covered = rows < len(self._place_of_row)
-        places: Int64Array = np.where(is_covered, self._place_of_row[np.where(is_covered, rows, 0)], _ABSENT)
+        places: Int64Array = np.where(is_covered, self._place_of_row[np.where(is_covered, rows, 0)], ABSENT)
         return places
 
     def _of_gone(self, keys: Int64Array) -> Int64Array:
         rows = self._gone.lookup(keys)
-        place = np.full(len(keys), _ABSENT, np.int64)
+        place = np.full(len(keys), ABSENT, np.int64)
         place[rows != NO_ROW] = self._place_of_gone[rows[rows != NO_ROW]]
         return place
 
@@ -136,7 +136,7 @@ class FrozenRows:
         more = num_rows - len(self._place_of_row)
         if more > 0:
             more = max(more, len(self._place_of_row))
-            self._place_of_row = np.concatenate([self._place_of_row, np.full(more, _ABSENT, np.int64)])
+            self._place_of_row = np.concatenate([self._place_of_row, np.full(more, ABSENT, np.int64)])
 
     def _reserve(self, num_kept: int) -> None:
         more = num_kept - len(self._examples_K)

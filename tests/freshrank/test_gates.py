@@ -19,7 +19,8 @@ from freshrank.gates import find_checkpoint, gates_of
 from freshrank.gates_page import gates_page
 from freshrank.heat_map import heat_map
 from model.architectures import NETWORKS
-from model.checkpoint import Checkpoint, load_latest
+from model.checkpoint import Checkpoint
+from model.checkpoint_load import load_latest
 from model.config import ModelConfig
 from stream.log import EXAMPLES, KafkaConfig, Message, TopicPartition
 from tests.model.example_log import MODEL, SCHEMA, new_trainer, partition_log

@@ -16,10 +16,9 @@ from model.checkpoint import (
     FileWriter,
     Position,
     checkpoint_paths,
-    load_checkpoint,
-    load_latest,
     save_checkpoint,
 )
+from model.checkpoint_load import check_checkpoint, load_checkpoint, load_latest
 from model.exceptions import CheckpointCorruptError
 
 
@@ -56,8 +55,8 @@ class BreakingWriter(FileWriter):
         super().rename(source, target)
 
 
-NUM_TOUCHES = 6
-"""Two files, the manifest, the folder, the rename, the parent."""
+NUM_TOUCHES = 7
+"""Three files, the manifest, the folder, the rename, the parent."""
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -75,7 +74,7 @@ def checkpoint(step: int) -> Checkpoint:
         counters={"examples": 10 * step},
     )
     tensors = {
-        "weight": torch.randn(5, 3, generator=generator),
+        "rows.weight": torch.randn(5, 3, generator=generator),
         "keys": torch.tensor([-(2**63), 2**63 - 1]),
         "strided": torch.arange(6).reshape(2, 3).T,
         "empty": torch.empty(0, 2),
@@ -86,7 +85,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 def assert_equal(loaded: Checkpoint | None, saved: Checkpoint) -> None:
     assert loaded is not None
-    assert msgspec.structs.replace(loaded.manifest, files={}) == saved.manifest
+    assert msgspec.structs.replace(loaded.manifest, num_ranks=0, files={}) == saved.manifest
     assert loaded.tensors.keys() == saved.tensors.keys()
     for name, tensor in saved.tensors.items():
         assert torch.equal(loaded.tensors[name], tensor), name
@@ -100,6 +99,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "new", checkpoint(1), keep=2)
     assert_equal(load_checkpoint(path), checkpoint(1))
     assert_equal(load_latest(tmp_path / "new"), checkpoint(1))
+    assert check_checkpoint(path) == load_checkpoint(path).manifest
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:
@@ -137,7 +137,9 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path, break_at: int) -> None:
     assert_equal(load_latest(tmp_path), checkpoint(1))
 
 
-@pytest.mark.parametrize("file_name", ["tensors.safetensors", "metrics.safetensors", "manifest.json"])
+@pytest.mark.parametrize(
+    "file_name", ["rows-00000-of-00001.safetensors", "tensors.safetensors", "metrics.safetensors", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", ["missing", "torn", "flipped", "empty"])
 def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, file_name: str, damage: str
@@ -151,8 +153,9 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_used(
     else:
         damaged = {"torn": data[:middle], "empty": b"", "flipped": data[:middle] + b"\xff" + data[middle + 1 :]}
         (newest / file_name).write_bytes(damaged[damage])
-    with pytest.raises(CheckpointCorruptError, match=newest.name):
-        load_checkpoint(newest)
+    for read in (load_checkpoint, check_checkpoint):
+        with pytest.raises(CheckpointCorruptError, match=newest.name):
+            read(newest)
     with caplog.at_level(logging.WARNING):
         assert_equal(load_latest(tmp_path), checkpoint(1))
     assert str(newest) in caplog.text

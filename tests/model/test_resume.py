@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import FileWriter, checkpoint_paths, load_checkpoint, save_checkpoint
+from model.checkpoint import FileWriter, checkpoint_paths, save_checkpoint
+from model.checkpoint_load import load_checkpoint
 from model.config import ModelConfig
 from model.embedding_config import EmbeddingConfig
 from model.exceptions import CheckpointMismatchError
@@ -248,7 +249,7 @@ def test_a_checkpoint_of_an_earlier_format_is_refused_in_a_sentence(tmp_path: Pa
     meta = {name: value for name, value in newest.manifest.learner_meta.items() if name != "growth"} | {"format": 4}
     manifest = msgspec.structs.replace(newest.manifest, learner_meta=meta)
     save_checkpoint(tmp_path, replace(newest, manifest=manifest), keep=1)
-    with pytest.raises(CheckpointMismatchError, match="does not fit: format: 4 is not allowed; 5$"):
+    with pytest.raises(CheckpointMismatchError, match="does not fit: format: 4 is not allowed; 6$"):
         resumed_with(tmp_path)
 
 
