@@ -49,10 +49,12 @@ def compose(*argv: str) -> str:
 class Stack:
     """The services of the compose file as their users see them: over HTTP, at the ports published."""
 
-    def __init__(self) -> None:
+    def __init__(self, asks: str = "ranker") -> None:
+        self.asks = asks
+        """The service that answers `/v1/rank`: `ranker`, or `balancer`."""
         self.config: dict[str, Any] = json.loads(compose("config", "--format", "json"))
         self.services: dict[str, Any] = self.config["services"]
-        token = str(self.services["ranker-1"]["environment"].get("FRESHRANK_API_TOKENS") or "").partition(",")[0]
+        token = str(self.services["ranker"]["environment"].get("FRESHRANK_API_TOKENS") or "").partition(",")[0]
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self.num_asked = self.num_failed = 0
         self.request: dict[str, Any] = {}
@@ -74,14 +76,14 @@ class Stack:
             self.request = {"user_id": user_id, "scenario": "home", "size": 10} | {key: found[key] for key in keys}
         self.num_asked += 1
         try:
-            answer: dict[str, Any] = self.post("ranker-1", "/v1/rank", self.request)
+            answer: dict[str, Any] = self.post(self.asks, "/v1/rank", self.request)
         except OSError:
             self.num_failed += 1
             raise
         return answer
 
     def _ask(self, service: str, path: str, body: bytes | None) -> Any:
-        port = self.services[service]["ports"][0]["published"]
+        port = self.services[service]["ports"][0]["published"].partition("-")[0]  # of a range the first is always taken
         request = Request(f"http://127.0.0.1:{port}{path}", body, self._headers)
         with urlopen(request, timeout=10) as answer:  # noqa: S310 - the address is our own
             text = answer.read().decode()
@@ -107,7 +109,7 @@ def changed_ranking(stack: Stack) -> str:
     order = [item["id"] for item in before["items"]]
     clicked_ms = int(time.time() * 1_000)
     click = {"request_id": before["request_id"], "item_id": order[-1], "action": "click", "ts": clicked_ms}
-    stack.post("ranker-1", "/v1/feedback", click | {"user_id": stack.request["user_id"]})
+    stack.post("ranker", "/v1/feedback", click | {"user_id": stack.request["user_id"]})
 
     def changed() -> Any:
         answer = stack.rank()
@@ -120,7 +122,7 @@ def changed_ranking(stack: Stack) -> str:
 
 def measured_freshness(stack: Stack) -> str:
     """Waits until a ranker has measured its freshness."""
-    found = until("freshness is measured", lambda: (f := stack.get("ranker-1", "/v1/model")["freshness"])["n"] and f)
+    found = until("freshness is measured", lambda: (f := stack.get("ranker", "/v1/model")["freshness"])["n"] and f)
     return f"p50 {found['p50_ms']:.0f} ms, p99 {found['p99_ms']:.0f} ms, {found['n']} actions"
 
 

@@ -1,6 +1,8 @@
 """docker-compose.yml and its configuration: the demo's world on real services, containers watched and unprivileged."""
 
+import os
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -27,7 +29,7 @@ def test_compose_is_the_demo_but_for_places() -> None:
     places = {"kafka", "redis", "checkpoint", "ranker", "monitor"}
     differing = {key for key in demo.keys() | compose.keys() if demo.get(key) != compose.get(key)}
     assert differing <= places, "copy these sections of configs/demo.yaml into configs/compose.yaml"
-    assert compose["kafka"]["num_partitions"] == demo["kafka"]["num_partitions"]
+    assert compose["kafka"]["num_partitions"] >= 3, "or joiners beyond the first two have nothing to do"
 
 
 def test_configuration_is_allowed() -> None:
@@ -38,7 +40,47 @@ def test_every_process_of_the_loop_runs_and_there_are_two_rankers() -> None:
     commands = [service["command"][0] for service in OURS.values()]
     assert set(commands) == {"topics", "blender", "join", "train", "agents", "rank", "simulate", "monitor"}
     assert set(commands) <= COMMANDS.keys()
-    assert commands.count("rank") == 2
+    assert len(commands) == len(set(commands)), "replicas are a matter of scale"
+    assert SERVICES["ranker"]["scale"] == 2
+
+
+@pytest.mark.parametrize("name", ["joiner", "ranker"])
+def test_any_number_of_replicas_may_run(name: str) -> None:
+    """Nothing of the service is one container's alone: no name, no single port, no address to listen on."""
+    service = SERVICES[name]
+    assert "container_name" not in service and "hostname" not in service
+    assert all(re.search(r":-\d+-\d+\}:\d+$", port) for port in service.get("ports", []))
+    run = load_config(ROOT / "configs/compose.yaml", overrides(service))
+    address = run.monitor.joiner if name == "joiner" else f"{run.ranker.server.host}:{run.ranker.server.port}"
+    assert address.startswith("0.0.0.0:")
+
+
+def overrides(service: dict[str, Any]) -> list[str]:
+    """Returns the `--set` of a service's command, defaults filled in."""
+    command = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in service["command"]]
+    return [command[index + 1] for index, word in enumerate(command) if word == "--set"]
+
+
+def test_the_balancer_comes_with_the_profile_and_asks_all_rankers() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {"balancer": ["scale"]}
+    run = load_config(ROOT / "configs/compose.yaml")
+    assert SERVICES["balancer"]["environment"]["RANKERS"] == run.monitor.ranker
+    text = (ROOT / "docker/haproxy.cfg").read_text()
+    checked_s = 2 * 0.5  # `fall 2 inter 500ms`
+    assert "inter 500ms" in text and "fall 2" in text
+    assert run.ranker.server.drain_s > checked_s + 1, "a ranker that drains must be seen to, before it closes"
+    assert run.ranker.server.drain_s + run.ranker.server.shutdown_timeout_s < 30, "stop_grace_period"
+    assert re.findall(r"retry-on (.*)", text) == ["conn-failure"], "/v1/rank logs what it shows: nothing is asked twice"
+
+
+def test_the_balancer_reads_its_file() -> None:
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is not on the PATH")
+    argv = ["haproxy", "-c", "-f", str(ROOT / "docker/haproxy.cfg")]
+    env = {**os.environ, "RANKERS": "ranker:8620"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -95,7 +137,7 @@ def test_container_has_bounds(name: str) -> None:
 
 def test_our_processes_together_have_two_gibibytes() -> None:
     running = [service for name, service in OURS.items() if name not in UNWATCHED]
-    assert sum(mebibytes(service["mem_limit"]) for service in running) <= 2048
+    assert sum(mebibytes(service["mem_limit"]) * service.get("scale", 1) for service in running) <= 2048
 
 
 def mebibytes(limit: str) -> int:
@@ -113,7 +155,8 @@ def test_health_is_asked_where_the_process_tells_it(name: str) -> None:
     elif name == "monitor":
         assert (place, path) == (f"localhost:{run.monitor.port}", "healthz")
     else:
-        assert (place, path) == (getattr(run.monitor, name), "healthz")
+        listens = getattr(load_config(ROOT / "configs/compose.yaml", overrides(OURS[name])).monitor, name)
+        assert (place, path) == (listens.replace("0.0.0.0", "localhost"), "healthz")
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
@@ -158,17 +201,18 @@ def test_example_of_the_environment_names_every_variable_and_its_default() -> No
 
 def test_prometheus_scrapes_what_the_configuration_names() -> None:
     jobs = yaml.safe_load((ROOT / "docker/prometheus.yml").read_text())["scrape_configs"]
-    scraped = [target for job in jobs for static in job["static_configs"] for target in static["targets"]]
+    found = {name: at["port"] for job in jobs for at in job["dns_sd_configs"] for name in at["names"]}
+    assert found.keys() == {job["job_name"] for job in jobs} <= SERVICES.keys()
+    assert found.pop("balancer") == 8404
     monitor = load_config(ROOT / "configs/compose.yaml").monitor
-    assert sorted(scraped) == sorted([*monitor.targets().values(), f"monitor:{monitor.port}"])
+    named = [f"{name}:{port}" for name, port in found.items()]
+    assert sorted(named) == sorted([*monitor.targets().values(), f"monitor:{monitor.port}"])
 
 
 def test_one_service_builds_the_image_and_the_others_wait_for_it() -> None:
     assert [name for name, service in OURS.items() if "build" in service] == ["topics"]
     assert {service["pull_policy"] for name, service in OURS.items() if name != "topics"} == {"never"}
-    assert all(
-        {"topics", "ranker-1"} & set(service["depends_on"]) for name, service in OURS.items() if name != "topics"
-    )
+    assert all({"topics", "ranker"} & set(service["depends_on"]) for name, service in OURS.items() if name != "topics")
 
 
 def test_volumes_keep_what_must_survive() -> None:
