@@ -31,6 +31,13 @@ class ColdNames(NamedTuple):
     clock: Int64Array
     """When each was last seen."""
 
+    def first(self, count: int) -> "ColdNames":
+        """Returns the first of them."""
+        return ColdNames(self.keys[:count], self.field[:count], self.clock[:count])
+
+
+NO_NAMES = ColdNames(*np.empty((3, 0), np.int64))
+
 
 def row_names(keys_K: Int64Array) -> list[bytes]:
     """Returns the name of each key's row."""

@@ -32,6 +32,10 @@ _AHEAD = 1_024
 """Names of the oldest rows that are read at a time."""
 
 
+_PIECE = 10_000
+"""Rows that are read at a time where all are."""
+
+
 class ByteStore(Protocol):
     """Keys and values on a disk, in the order of the keys."""
 
@@ -64,6 +68,10 @@ class RowValues(NamedTuple):
     """When each was last seen, by the table's clock."""
     ms: Int64Array
     """When each was last seen, in event time."""
+
+    def names(self) -> ColdNames:
+        """Returns which rows these are."""
+        return ColdNames(self.keys, self.field, self.clock)
 
 
 @dataclass(slots=True)
@@ -112,11 +120,15 @@ class ColdRows:
     def find(self, keys_N: Int64Array) -> RowValues | None:
         """Returns the rows that some of these keys have here, sorted by key; None if none has. They stay."""
         keys = np.unique(keys_N) if len(self) else keys_N[:0]
+        rows = self._get(keys)
+        self.stats.asked += len(keys)
+        self.stats.found += len(rows.keys) if rows is not None else 0
+        return rows
+
+    def _get(self, keys: Int64Array) -> RowValues | None:
         with self._timed():
             values = self._store.get_many(row_names(keys)) if len(keys) else []
         is_found = np.fromiter((value is not None for value in values), np.bool_, len(keys))
-        self.stats.asked += len(keys)
-        self.stats.found += int(is_found.sum())
         if not is_found.any():
             return None
         record = np.frombuffer(b"".join(value for value in values if value is not None), self._record)
@@ -170,11 +182,25 @@ class ColdRows:
                 queue.read(islice(self._in_order(field, queue.read_to), _AHEAD))
         return queue.first(count, before_ms)
 
-    def cooled(self) -> Int64Array:
-        """Returns the keys of the rows here that left memory after the promoted export."""
+    def cooled_keys(self) -> Int64Array:
+        """Returns the keys of the rows here that left memory after the promoted export, the oldest first."""
         with self._timed():
-            names = parsed(name for name, _ in self._in_order(None, self._promoted))
-        return names.keys
+            return parsed(name for name, _ in self._in_order(None, self._promoted)).keys
+
+    def cooled(self) -> Iterator[RowValues]:
+        """Yields the rows of `cooled_keys`, piece by piece; nothing may change meanwhile."""
+        return self._pieces(self._promoted)
+
+    def all(self) -> Iterator[RowValues]:
+        """Yields all rows here, the oldest first, piece by piece; nothing may change meanwhile."""
+        return self._pieces(bytes(PLACE_BYTES))
+
+    def _pieces(self, after: bytes) -> Iterator[RowValues]:
+        names = (name for name, _ in self._in_order(None, after))
+        while piece := list(islice(names, _PIECE)):
+            rows = self._get(parsed(piece).keys)
+            assert rows is not None, "a row and its place are written and deleted together"
+            yield rows
 
     def mark_exported(self) -> None:
         """Takes note that an export is made now."""

@@ -4,8 +4,9 @@ Letters: F fields, N values of a batch, U distinct rows of a batch, W embedding 
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from model.admission import Admission, Admissions
 from model.assembly import InputLayout
+from model.cold_names import NO_NAMES
+from model.cold_rows import ByteStore, ColdRows, RowValues
 from model.embedding_config import EmbeddingConfig
-from model.eviction import Due, Eviction
+from model.eviction import Due, Eviction, OldestRows
 from model.features import EncodedBatch
 from model.field_ids import IdRules
-from model.hashing import Int64Array
+from model.hashing import MISSING_KEY, Int64Array
 from model.id_table import NO_ROW, IdTable
 from model.new_rows import drawn_rows
 from model.optim import OptimConfig, faded, rowwise_adagrad
@@ -27,6 +30,10 @@ from model.rounding import rounded_by_chance
 from model.row_arrays import RowArrays
 from model.seeding import named_generator
 from model.teacher_rows import BatchRows, FrozenRows
+
+_NO_ROWS = np.empty(0, np.int64)
+_COOLED_AT_ONCE = 10_000
+"""Rows that one step lets leave memory, at most, beyond as many as it brought."""
 
 
 @dataclass(slots=True)
@@ -49,7 +56,7 @@ class Lookup(NamedTuple):
     """The rows of one micro-batch and what learning from it would change: nothing is written before `apply`."""
 
     rows_U: Int64Array
-    """Distinct rows; those to be admitted have the numbers they will get."""
+    """Distinct rows; those to be admitted or to come back into memory have the numbers they will get."""
     index_N: Int64Array
     """Place in `rows_U` of each value of the flat order."""
     weight_UW: Tensor
@@ -66,6 +73,18 @@ class Lookup(NamedTuple):
     """Per field: lookups, of these on the default row, of these on the missing row."""
     admitted_F: Int64Array
     """Rows to be admitted, per field."""
+
+    @property
+    def num_own(self) -> int:
+        """How many of the rows are this rank's alone: all, where there is one."""
+        return len(self.rows_U)
+
+    @property
+    def counts(self) -> Int64Array:
+        """What ranks would have to add up: nothing."""
+        return np.empty(0, np.int64)
+    thawed: RowValues | None
+    """Rows that had left memory and will come back; None: none."""
 
 
 class EmbeddingTable:
@@ -98,6 +117,9 @@ class EmbeddingTable:
         rules = IdRules(layout.fields, config.fields, config.admission.rule)
         self._own_lr_F = rules.row_lr_F
         self._admission = Admission(config.admission, rules.examples_F, rules.is_drawn_F, seed)
+        self.cold: ColdRows | None = None
+        """The rows that left memory; None: all stay."""
+        self._oldest = OldestRows(None, self.ids)
         self._eviction = Eviction(rules, self.ids, config.max_rows, config.evictions_per_step, self._ranks)
         self._clock = 0
         self._evicted_at: dict[int, int] = {}
@@ -121,6 +143,11 @@ class EmbeddingTable:
         """Number of changes so far."""
         return self._clock
 
+    def use_cold(self, store: ByteStore) -> None:
+        """Lets the rows beyond `hot_rows` leave memory, into an empty store, or that of the state to be loaded next."""
+        num_fields, weight = len(self.layout.fields), self._rows.weight
+        self.cold = ColdRows(store, num_fields=num_fields, width=weight.shape[1], dtype=weight.dtype)
+
     def occupancy(self) -> dict[str, float]:
         """Returns rows over `max_rows` of each field that has a limit; "all" stands for the limit of all fields."""
         rows_F = self._num_rows_F()
@@ -130,7 +157,10 @@ class EmbeddingTable:
         }
 
     def lookup(self, batch: EncodedBatch, counts_B: npt.NDArray[np.bool_]) -> Lookup:
-        """Returns the batch's rows and planned admissions; rows with `counts_B` count towards admission."""
+        """Returns the batch's rows, those that had left memory too, and planned admissions.
+
+        Rows of the batch with `counts_B` count towards admission.
+        """
         layout = self.layout
         keys_N = layout.flat_keys(batch)
         rows_N = layout.rows(batch, keys_N, self.ids)
@@ -138,16 +168,20 @@ class EmbeddingTable:
         fields = layout.field_of(reserved, batch)
         is_default = rows_N[reserved] == layout.default_row_F[fields]
         unknown, unknown_fields = reserved[is_default], fields[is_default]
+        thawed = self.cold.find(keys_N[unknown]) if self.cold is not None else None
+        thawed_rows = self._next_rows(len(thawed.keys)) if thawed is not None else _NO_ROWS
+        if thawed is not None:
+            back, place = _matched(keys_N[unknown], thawed.keys)
+            rows_N[unknown[back]] = thawed_rows[place]
+            unknown, unknown_fields = np.delete(unknown, back), np.delete(unknown_fields, back)
         examples_N = layout.examples(batch, counts_B)
         admissions = self._admission.plan(keys_N[unknown], unknown_fields, examples_N[unknown], self._clock)
-        new_rows = self._new_rows(admissions)
-        if len(new_rows):
-            found = np.searchsorted(admissions.keys, keys_N[unknown]).clip(max=len(new_rows) - 1)
-            is_new = admissions.keys[found] == keys_N[unknown]
-            rows_N[unknown[is_new]] = new_rows[found[is_new]]
+        new_rows = self._next_rows(len(admissions.keys), after=len(thawed_rows))
+        new, place = _matched(keys_N[unknown], admissions.keys)
+        rows_N[unknown[new]] = new_rows[place]
         rows_U, index_N = self._distinct(rows_N)
         place_of_new = self._place[new_rows]
-        weight_UW, accumulator_U = self._begun(rows_U, place_of_new, admissions)
+        weight_UW, accumulator_U = self._begun(rows_U, place_of_new, admissions, self._place[thawed_rows], thawed)
         num_fields = len(layout.fields)
         lookups = np.diff(layout.field_starts(batch))
         on_default = np.bincount(unknown_fields, minlength=num_fields)
@@ -163,6 +197,7 @@ class EmbeddingTable:
             examples_U=np.bincount(index_N, weights=examples_N, minlength=len(rows_U)).astype(np.int64),
             lookups_F3=np.stack([lookups, on_default, on_missing], axis=1),
             admitted_F=np.bincount(admissions.fields, minlength=num_fields),
+            thawed=thawed,
         )
 
     def lookup_keys(
@@ -174,16 +209,20 @@ class EmbeddingTable:
         in which field. `index_N` is then per key: its row, or the default row where it has none.
         """
         rows_K = self.ids.lookup(keys_K)
+        thawed = self.cold.find(keys_K[rows_K == NO_ROW]) if self.cold is not None else None
+        thawed_rows = self._next_rows(len(thawed.keys)) if thawed is not None else _NO_ROWS
+        thawed_K = np.searchsorted(keys_K, thawed.keys) if thawed is not None else _NO_ROWS
+        rows_K[thawed_K] = thawed_rows
         unknown = np.flatnonzero(rows_K == NO_ROW)
         admissions = self._admission.plan(keys_K[unknown], field_K[unknown], counted_K[unknown], self._clock)
-        new_rows = self._new_rows(admissions)
+        new_rows = self._next_rows(len(admissions.keys), after=len(thawed_rows))
         new_K = np.searchsorted(keys_K, admissions.keys)
         rows_K[new_K] = new_rows
         has_row_K, num_reserved = rows_K != NO_ROW, self.layout.num_reserved
         rows_U = np.concatenate([rows_K[has_row_K], np.arange(num_reserved)])
         num_own, num_fields = len(rows_U) - num_reserved, len(self.layout.fields)
         index_K = np.where(has_row_K, np.cumsum(has_row_K) - 1, num_own + self.layout.default_row_F[field_K])
-        weight_UW, accumulator_U = self._begun(rows_U, index_K[new_K], admissions)
+        weight_UW, accumulator_U = self._begun(rows_U, index_K[new_K], admissions, index_K[thawed_K], thawed)
         return Lookup(
             rows_U=rows_U,
             index_N=index_K,
@@ -195,15 +234,23 @@ class EmbeddingTable:
             examples_U=np.concatenate([examples_K[has_row_K], np.zeros(num_reserved, np.int64)]),
             lookups_F3=np.zeros((num_fields, 3), np.int64),
             admitted_F=np.bincount(admissions.fields, minlength=num_fields),
+            thawed=thawed,
         )
 
-    def _new_rows(self, admissions: Admissions) -> Int64Array:
-        """Returns the rows that admissions will get; there is room for them now."""
-        new_rows = self.ids.next_rows(len(admissions.keys))
-        self._rows.reserve(int(new_rows.max(initial=-1)) + 1)
-        return new_rows
+    def _next_rows(self, count: int, *, after: int = 0) -> Int64Array:
+        """Returns rows that will be given out after the first so many; there is room for them now."""
+        rows = self.ids.next_rows(after + count)[after:]
+        self._rows.reserve(int(rows.max(initial=-1)) + 1)
+        return rows
 
-    def _begun(self, rows_U: Int64Array, new_U: Int64Array, admissions: Admissions) -> tuple[Tensor, Tensor]:
+    def _begun(
+        self,
+        rows_U: Int64Array,
+        new_U: Int64Array,
+        admissions: Admissions,
+        thawed_U: Int64Array,
+        thawed: RowValues | None,
+    ) -> tuple[Tensor, Tensor]:
         """Returns weights and accumulators of rows, [U, W] and [U]; those to be admitted as they start."""
         source_U = rows_U.copy()
         source_U[new_U] = self.layout.default_row_F[admissions.fields]
@@ -214,17 +261,32 @@ class EmbeddingTable:
         if self._config.new_rows == "random" and len(new_U):
             drawn = drawn_rows(admissions.keys, self._config.width, self._config.init_scale, self._seed)
             weight_UW[new] = torch.from_numpy(drawn).to(self._device)
+        if thawed is not None:
+            weight_UW[self._index(thawed_U)] = thawed.weight.to(self._device).float()
+            accumulator_U[self._index(thawed_U)] = thawed.accumulator.to(self._device)
         return weight_UW, accumulator_U
 
-    def read(self, rows_N: Int64Array) -> tuple[Tensor, Int64Array]:
-        """Returns float32 weights to look at only, and the place of each of these rows among them."""
-        if self._rows.weight.dtype == torch.float32:
+    def read(self, rows_N: Int64Array, keys_N: Int64Array) -> tuple[Tensor, Int64Array]:
+        """Returns float32 weights to look at only, and the place of each value among them.
+
+        `rows_N` are the rows in memory of the values of these keys; rows that left memory are found by their keys.
+        """
+        unknown = np.flatnonzero((rows_N < self.layout.num_reserved) & (keys_N != MISSING_KEY))
+        cold = self.cold.find(keys_N[unknown]) if self.cold is not None else None
+        if cold is None and self._rows.weight.dtype == torch.float32:
             return self._rows.weight, rows_N
         rows_U, index_N = self._distinct(rows_N)
-        return self._rows.weight.index_select(0, self._index(rows_U)).float(), index_N
+        weight_UW = self._rows.weight.index_select(0, self._index(rows_U)).float()
+        if cold is None:
+            return weight_UW, index_N
+        back, place = _matched(keys_N[unknown], cold.keys)
+        index_N[unknown[back]] = len(rows_U) + place
+        return torch.cat([weight_UW, cold.weight.to(self._device).float()]), index_N
 
     def apply(self, lookup: Lookup, grad_UW: Tensor, config: OptimConfig, *, watermark_ms: int = 0) -> None:
         """Steps the looked-up rows by their gradients, admits what the lookup planned, then evicts what is due.
+
+        In the end the least recently seen rows beyond `hot_rows` leave memory.
 
         Nothing may have changed since the lookup. `watermark_ms` is the event time of the step; 0: not known.
         """
@@ -232,6 +294,7 @@ class EmbeddingTable:
         self._clock += 1
         self._rows.seen.advance(watermark_ms)
         admissions = lookup.admissions
+        self._thaw(lookup.thawed)
         new_rows = self.ids.insert(admissions.keys)
         self._tell_frozen(lookup, new_rows)
         self._rows.examples[new_rows] = 0
@@ -260,9 +323,10 @@ class EmbeddingTable:
         self._count(lookup)
         num_admitted = int(lookup.admitted_F.sum())
         for due in self._eviction.due(
-            self._rows.seen, self._num_rows_F(), clock=self._clock, num_admitted=num_admitted
+            self._rows.seen, self._num_rows_F(), clock=self._clock, num_admitted=num_admitted, cold=self.cold
         ):
             self._remove(due)
+        self._cool(num_came=len(lookup.new_U) + len(lookup.thawed.keys if lookup.thawed is not None else ()))
 
     def evict(self, keys: Int64Array) -> int:
         """Removes the rows of distinct keys; their values fall back to the default row. Returns how many had one.
@@ -271,9 +335,14 @@ class EmbeddingTable:
         """
         self._clock += 1
         rows = self.ids.lookup(keys)
-        rows = rows[rows != NO_ROW]
-        (evicted_F,) = self._ranks.sum_arrays([np.bincount(self._rows.seen.field[rows], minlength=len(self.counters))])
-        self._remove(Due("asked", rows, evicted_F))
+        cold = self.cold.find(keys[rows == NO_ROW]) if self.cold is not None else None
+        rows, names = rows[rows != NO_ROW], NO_NAMES
+        if self.cold is not None and cold is not None:
+            names = cold.names()
+            self.cold.remove(names)
+        field_N = np.concatenate([self._rows.seen.field[rows], names.field])
+        (evicted_F,) = self._ranks.sum_arrays([np.bincount(field_N, minlength=len(self.counters))])
+        self._remove(Due("asked", rows, evicted_F, names))
         return int(evicted_F.sum())
 
     def _remove(self, due: Due) -> None:
@@ -284,10 +353,28 @@ class EmbeddingTable:
         self.ids.remove(keys)
         self._rows.seen.free(rows)
         if self._has_exported:
-            self._evicted_at.update(dict.fromkeys(keys.tolist(), self._clock))
+            self._evicted_at.update(dict.fromkeys([*keys.tolist(), *due.cold.keys.tolist()], self._clock))
         for counters, evicted in zip(self.counters.values(), due.evicted_F.tolist(), strict=True):
             counters.rows -= evicted
             counters.evictions[due.cause] += evicted
+
+    def _thaw(self, thawed: RowValues | None) -> None:
+        """Takes rows back into memory, where they count as changed: readers of deltas do not have them in theirs."""
+        if self.cold is not None and thawed is not None:
+            self._rows.put(self.ids.insert(thawed.keys), thawed, clock=self._clock)
+            self.cold.remove(thawed.names())
+
+    def _cool(self, num_came: int) -> None:
+        """Lets the rows leave memory that were seen the longest ago, none of the micro-batch just learned."""
+        if self.cold is None or self._config.hot_rows is None:
+            return
+        # A limit that is new or was lowered is reached over several steps.
+        too_many = min(len(self.ids) - self._config.hot_rows, num_came + _COOLED_AT_ONCE)
+        oldest = self._oldest.take(self._rows.seen, too_many, clock=self._clock)
+        keys = self.ids.key_of_row(oldest.rows)
+        self.cold.add(self._rows.values(oldest.rows, keys, oldest.clock))
+        self.ids.remove(keys)
+        self._rows.seen.free(oldest.rows)
 
     def freeze(self) -> FrozenRows:
         """Returns a view of the rows as they are now; it is kept true until `release`."""
@@ -331,6 +418,8 @@ class EmbeddingTable:
     def changes(self, since: int) -> tuple[Int64Array, Tensor, Int64Array]:
         """Returns (keys, weights [N, W], evicted keys) changed after the clock showed `since`; 0 means everything.
 
+        Rows that left memory are not among them (`ColdRows.cooled`); those that came back are.
+
         Evictions are told from the first call on: before it nobody has a row that could be out of date.
         """
         self._has_exported = True
@@ -338,8 +427,11 @@ class EmbeddingTable:
         if since:
             recent = self._rows.changed_at[rows] > since
             keys, rows = keys[recent], rows[recent]
-        evicted = [key for key, at in self._evicted_at.items() if at > since]
-        return keys, self._rows.weight[self._index(rows)].cpu(), np.array(evicted, np.int64)
+        return keys, self._rows.weight[self._index(rows)].cpu(), self.evicted(since)
+
+    def evicted(self, since: int) -> Int64Array:
+        """Returns the keys of the rows removed after the clock showed `since` that have none again."""
+        return np.array([key for key, at in self._evicted_at.items() if at > since], np.int64)
 
     def reserved(self) -> Tensor:
         """Returns a copy of the default and missing rows, [2F, W]."""
@@ -357,6 +449,7 @@ class EmbeddingTable:
             "evicted": np.array(list(self._evicted_at.items()), np.int64).reshape(-1, 2),
             "has_exported": np.array(self._has_exported),
             "clock": np.array(self._clock),
+            **{f"cold.{name}": array for name, array in (self.cold.state() if self.cold is not None else {}).items()},
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()} | self._rows.state(self.ids.num_rows)
 
@@ -366,6 +459,8 @@ class EmbeddingTable:
         self.ids.load_state({name: arrays[f"ids.{name}"] for name in ("key_of_row", "free")})
         self._admission.counts.load_state({name: arrays[f"admission.{name}"] for name in ("counts", "num_counted")})
         self._rows.load_state(state)
+        self._load_cold(arrays)
+        self._oldest = OldestRows(None, self.ids)
         self._eviction.restart()
         self._frozen = []
         self._place = np.zeros(len(self._rows), np.int64)
@@ -373,11 +468,17 @@ class EmbeddingTable:
         self._has_exported = bool(arrays["has_exported"])
         self._clock = int(arrays["clock"])
         _, rows = self.ids.items()
-        (rows_F,) = self._ranks.sum_arrays(
-            [np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields))]
-        )
+        own_F = np.bincount(self._rows.seen.field[rows], minlength=len(self.layout.fields))
+        (rows_F,) = self._ranks.sum_arrays([own_F + (self.cold.num_rows_F if self.cold is not None else 0)])
         for one, num_rows in zip(self.layout.fields, rows_F.tolist(), strict=True):
             self.counters[one.name].rows = num_rows
+
+    def _load_cold(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        state = {name.removeprefix("cold."): array for name, array in arrays.items() if name.startswith("cold.")}
+        if self.cold is not None and state:
+            self.cold.load_state(state)
+        elif state and state["num_rows"].any():
+            raise ValueError("hot_rows: null is not allowed where rows have left memory; any number")
 
     def _rates(self, rows_U: Int64Array, lr: float) -> float | Tensor:
         """Returns the rows' learning rates, [U]; one for all where no field has its own."""
@@ -421,3 +522,12 @@ class EmbeddingTable:
             counters.lookups += lookups[0]
             counters.default_lookups += lookups[1]
             counters.missing_lookups += lookups[2]
+
+
+def _matched(keys_N: Int64Array, keys_K: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Returns which of N keys are among K sorted ones, and the places of those there."""
+    if not len(keys_K):
+        return _NO_ROWS, _NO_ROWS
+    place_N = np.searchsorted(keys_K, keys_N).clip(max=len(keys_K) - 1)
+    found = np.flatnonzero(keys_K[place_N] == keys_N)
+    return found, place_N[found]

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from model.cold_names import NO_NAMES, ColdNames
+from model.cold_rows import ColdRows
 from model.field_ids import NO_LIMIT, IdRules
 from model.hashing import Int64Array
 from model.id_table import IdTable
@@ -31,6 +33,8 @@ class Due(NamedTuple):
     """This rank's."""
     evicted_F: Int64Array
     """How many of each field, of all ranks."""
+    cold: ColdNames = NO_NAMES
+    """This rank's that had left memory; they are gone from where they were."""
 
 
 class Oldest(NamedTuple):
@@ -183,27 +187,36 @@ class Eviction:
         """Forgets what is known of the order of the rows; it is found again."""
         self._oldest = {field: OldestRows(field, self._ids) for field in (*self._ttl_ms, *self.max_rows)}
 
-    def due(self, seen: LastSeen, rows_F: Int64Array, *, clock: int, num_admitted: int) -> list[Due]:
+    def due(
+        self, seen: LastSeen, rows_F: Int64Array, *, clock: int, num_admitted: int, cold: ColdRows | None = None
+    ) -> list[Due]:
         """Returns the rows to evict after the step `clock`; `rows_F` is how many rows each field has on all ranks.
 
-        On several ranks they are those that one rank with all the rows would find: a collective per limit in question.
+        Rows in `cold` are older than those in memory: they go first, and are removed from there. On several ranks they
+        are those that one rank with all the rows would find: a collective per limit in question.
         """
         found: list[Due] = []
         rows_F = rows_F.copy()
 
         def evict(cause: EvictionCause, limited: int | None, most: int, before_ms: int = NO_LIMIT) -> None:
-            oldest = self._oldest[limited].take(seen, most, clock=clock, before_ms=before_ms)
-            num_fields = len(rows_F)
+            names = NO_NAMES if cold is None else cold.oldest(limited, most, before_ms=before_ms)
+            oldest = self._oldest[limited].take(seen, most - len(names.keys), clock=clock, before_ms=before_ms)
+            field_N, num_fields = np.concatenate([names.field, seen.field[oldest.rows]]), len(rows_F)
             if self._ranks.size == 1:
-                num_own, evicted_F = len(oldest.rows), np.bincount(seen.field[oldest.rows], minlength=num_fields)
+                num_own, evicted_F = len(field_N), np.bincount(field_N, minlength=num_fields)
             else:
-                keys_N, field_N = self._ids.key_of_row(oldest.rows), seen.field[oldest.rows]
+                clock_N = np.concatenate([names.clock, oldest.clock])
+                keys_N = np.concatenate([names.keys, self._ids.key_of_row(oldest.rows)])
                 num_own, evicted_F = evicted_of_all(
-                    self._ranks, oldest.clock, keys_N, field_N, most=most, num_fields=num_fields
+                    self._ranks, clock_N, keys_N, field_N, most=most, num_fields=num_fields
                 )
-                self._oldest[limited].put_back(seen, Oldest(oldest.rows[num_own:], oldest.clock[num_own:]))
+            num_hot = max(num_own - len(names.keys), 0)
+            self._oldest[limited].put_back(seen, Oldest(oldest.rows[num_hot:], oldest.clock[num_hot:]))
+            if cold is not None:
+                names = names.first(num_own)
+                cold.remove(names)
             if evicted_F.any():
-                found.append(Due(cause, oldest.rows[:num_own], evicted_F))
+                found.append(Due(cause, oldest.rows[:num_hot], evicted_F, names))
                 rows_F[:] -= evicted_F
 
         for field, ttl_ms in self._ttl_ms.items():

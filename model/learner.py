@@ -206,8 +206,9 @@ class Learner:
     def _inputs(self, batch: EncodedBatch) -> tuple[NetworkInputs, npt.NDArray[np.int64]]:
         """Returns what the network sees of the rows, sorted by scenario, to look at only, and their former places."""
         batch, order_B, row_offsets = batch.by_scenario(self.trained.net.num_scenarios)
-        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self.trained.table.ids)
-        source_UW, index_N = self.trained.table.read(rows_N)
+        keys_N = self._layout.flat_keys(batch)
+        rows_N = self._layout.rows(batch, keys_N, self.trained.table.ids)
+        source_UW, index_N = self.trained.table.read(rows_N, keys_N)
         with torch.no_grad():
             return self._network_inputs(source_UW, index_N, batch, row_offsets), order_B
 

@@ -3,7 +3,7 @@
 Letters: M scenarios, T tasks, B rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -190,14 +190,14 @@ class TrainedModel:
         self.adam.param_groups[0]["params"] = list(self.parameters.values())
 
     def serving_full(self) -> dict[str, Tensor]:
-        """Returns what serving needs, complete; no optimiser state."""
+        """Returns what serving needs, no optimiser state: complete, but for rows that left memory (`cold_rows`)."""
         return self._serving(since=0) | {"rows.evicted": torch.empty(0, dtype=torch.int64)}
 
     def serving_delta(self) -> dict[str, Tensor]:
         """Returns what changed since the last promoted export: rows, evicted keys, and all that is small.
 
         A row that was changed and then evicted is only evicted; one that was evicted and admitted again is only a row.
-        Before anything was promoted it is everything.
+        Before anything was promoted it is everything. `rows.cooled`, where rows leave memory, are the keys of `cooled`.
         """
         return self._serving(since=self._promoted_clock)
 
@@ -205,12 +205,40 @@ class TrainedModel:
         """Makes the last export (`serving_full` or `serving_delta`) the base of the next delta."""
         self._promoted_clock = self._exported_clock
         self.table.forget_evicted(self._promoted_clock)
+        if self.table.cold is not None:
+            self.table.cold.mark_promoted()
+
+    @property
+    def num_cold(self) -> int:
+        """Rows that are not in memory."""
+        return len(self.table.cold) if self.table.cold is not None else 0
+
+    def cold_rows(self) -> Iterator[tuple[Int64Array, Tensor]]:
+        """Yields keys and weights [.., W] of all rows that are not in memory, piece by piece."""
+        for rows in self.table.cold.all() if self.table.cold is not None else ():
+            yield rows.keys, rows.weight
+
+    def cooled(self) -> tuple[Int64Array, Tensor]:
+        """Returns keys and weights [N, W] of the rows that left memory since the last promoted export and are not back.
+
+        Before anything was promoted, of all that are not there.
+        """
+        pieces = list(self.table.cold.cooled()) if self.table.cold is not None else []
+        weights = [piece.weight for piece in pieces] or [self.table.weight[:0].cpu()]
+        return np.concatenate([np.empty(0, np.int64), *(piece.keys for piece in pieces)]), torch.cat(weights)
+
+    def evicted(self) -> Int64Array:
+        """Returns the keys that lost their row, in memory or not, since the last promoted export."""
+        return self.table.evicted(self._promoted_clock)
 
     def _serving(self, *, since: int) -> dict[str, Tensor]:
         keys, weights, evicted = self.table.changes(since)
         self._exported_clock = self.table.clock
         served = self.net.for_serving().state_dict()
         tensors = {f"dense.{name}": _copied(tensor) for name, tensor in served.items()}
+        if self.table.cold is not None:
+            tensors["rows.cooled"] = torch.from_numpy(self.table.cold.cooled_keys())
+            self.table.cold.mark_exported()
         return tensors | {
             "rows.keys": torch.from_numpy(keys),
             "rows.weights": weights.cpu(),

@@ -77,8 +77,9 @@ def test_any_history_equals_a_sorted_list(
             state, rows = rows.state(), new_rows(MemoryBytes(folder))
             rows.load_state(state)
         assert rows.num_rows_F.tolist() == [sum(name[2] == field for name in here) for field in range(FIELDS)]
-        assert rows.cooled().tolist() == [name[1] for name in here if name[:2] > promoted]
+        assert rows.cooled_keys().tolist() == [name[1] for name in here if name[:2] > promoted]
         check_found(rows, here)
+        assert [key for piece in rows.all() for key in piece.keys.tolist()] == [name[1] for name in here]
 
 
 def names_of(names: list[tuple[int, int, int, int]]) -> ColdNames:
