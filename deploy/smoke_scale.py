@@ -1,4 +1,4 @@
-"""The profile `scale` for real: three joiners and three rankers behind the balancer, stopped, killed and added under load.
+"""The profile `scale` for real: three joiners and rankers behind the balancer, stopped, killed and added under load.
 
     python3 deploy/smoke_scale.py [--json result.json]
 
