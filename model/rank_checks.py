@@ -1,12 +1,9 @@
-"""What has to be the same on all ranks, or else one clear line on each of them."""
+"""What has to be right on all ranks, or else it is one clear line, the same on each of them."""
 
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
-from model.exceptions import CheckpointFolderError, RanksDifferError
+from model.exceptions import CheckpointFolderError
 from model.ranks import Ranks
 
 
@@ -16,21 +13,6 @@ def problem_of_any(ranks: Ranks, problem: str) -> str:
     if len(set(problems)) == 1:
         return problems[0]
     return "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(problems) if one)
-
-
-def check_same(ranks: Ranks, values: Mapping[str, str]) -> None:
-    """Returns if all ranks have the same values.
-
-    Raises:
-        RanksDifferError: on every rank; names the value, and who has another one than rank 0.
-    """
-    of_ranks = [msgspec.json.decode(one) for one in ranks.all_gather(msgspec.json.encode(values))]
-    for name, value in of_ranks[0].items():
-        for rank, of_rank in enumerate(of_ranks):
-            if of_rank.get(name) != value:
-                raise RanksDifferError(
-                    f"{name}: rank {rank} has {of_rank.get(name)}, rank 0 has {value}; it must be the same on all ranks"
-                )
 
 
 def check_shared(ranks: Ranks, folder: Path) -> None:
