@@ -283,6 +283,19 @@ class EmbeddingTable:
         index_N[unknown[back]] = len(rows_U) + place
         return torch.cat([weight_UW, cold.weight.to(self._device).float()]), index_N
 
+    def read_keys(self, keys_K: Int64Array) -> tuple[Tensor, npt.NDArray[np.bool_]]:
+        """Returns float32 weights by key, [K, W], to look at only, and which keys have a row; they may repeat."""
+        rows_K = self.ids.lookup(keys_K)
+        has_row_K = rows_K != NO_ROW
+        weight_KW = self._rows.weight.index_select(0, self._index(rows_K.clip(min=0))).float()
+        unknown = np.flatnonzero(~has_row_K)
+        cold = self.cold.find(keys_K[unknown]) if self.cold is not None else None
+        if cold is not None:
+            back, place = _matched(keys_K[unknown], cold.keys)
+            weight_KW[self._index(unknown[back])] = cold.weight[torch.from_numpy(place)].to(self._device).float()
+            has_row_K[unknown[back]] = True
+        return weight_KW, has_row_K
+
     def apply(self, lookup: Lookup, grad_UW: Tensor, config: OptimConfig, *, watermark_ms: int = 0) -> None:
         """Steps the looked-up rows by their gradients, admits what the lookup planned, then evicts what is due.
 
