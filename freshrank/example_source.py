@@ -1,4 +1,4 @@
-"""A topic as the trainer's, or the blend worker's, source: all its partitions, offsets from its reader's checkpoint."""
+"""A topic as the trainer's, or the blend worker's, source: all partitions or a rank's, offsets from a checkpoint."""
 
 from collections.abc import Collection, Mapping
 
@@ -8,22 +8,26 @@ from stream.log import EXAMPLES, KafkaConfig, Reader, TopicPartition, topic_name
 
 
 class LogExampleSource:
-    """An `ExampleSource` over a `Reader`. Takes all partitions of the topic: `examples`, if no other is named.
+    """An `ExampleSource` over a `Reader`. Takes the partitions of the topic: `examples`, if no other is named.
 
     Raises:
         LogUnavailableError: the topic does not exist.
     """
 
-    def __init__(self, reader: Reader, kafka: KafkaConfig, topic: str = EXAMPLES) -> None:
+    def __init__(
+        self, reader: Reader, kafka: KafkaConfig, topic: str = EXAMPLES, *, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        """Takes every partition whose number leaves `rank` when divided by `num_ranks`."""
         self._reader = reader
+        self._rank, self._num_ranks = rank, num_ranks
         self._topic = topic_name(kafka, topic)
         self._num_partitions = reader.num_partitions(self._topic)
         if self._num_partitions == 0:
             raise LogUnavailableError(f"topic {self._topic} does not exist: create it with `freshrank topics create`")
 
     def partitions(self) -> Collection[int]:
-        """Returns all partitions of the topic."""
-        return range(self._num_partitions)
+        """Returns the partitions that it takes; there may be none."""
+        return range(self._rank, self._num_partitions, self._num_ranks)
 
     def seek(self, offsets: Mapping[int, int]) -> None:
         """Goes on at the given offsets; elsewhere at the oldest one kept."""

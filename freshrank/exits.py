@@ -26,6 +26,7 @@ class ExitCode(IntEnum):
     CHILD_FAILED = 10
     DIVERGED = 11
     ROLLED_BACK = 12
+    RANK_LOST = 13
 
 
 class ExitRow(NamedTuple):
@@ -57,6 +58,11 @@ EXIT_CODES = (
         ExitCode.ROLLED_BACK,
         "the trainer's versions were rolled back, by its gate or by hand",
         "start it again: it goes on from before; read `freshrank snapshot show`",
+    ),
+    ExitRow(
+        ExitCode.RANK_LOST,
+        "another rank of the training job is gone, or has ended with an error",
+        "nothing: torchrun starts all of them again from the last checkpoint; read that rank's log",
     ),
 )
 
@@ -95,6 +101,10 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
         return ExitCode.FENCED, f"Another trainer has taken over: {sentence}"
     if isinstance(error, model_errors.CheckpointError):
         return ExitCode.CHECKPOINT, sentence
+    if isinstance(error, model_errors.RankLostError):
+        return ExitCode.RANK_LOST, sentence
+    if isinstance(error, model_errors.RanksDifferError):
+        return ExitCode.USAGE, sentence
     if isinstance(error, model_errors.TrainingDivergedError):
         return ExitCode.DIVERGED, sentence
     if isinstance(error, blender_errors.PromotionError | blender_errors.BlenderVersionError):

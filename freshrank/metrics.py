@@ -103,6 +103,14 @@ OTHERS = (
     MetricRow("freshrank_trainer_payload_bytes", "gauge", (), "Size of the last snapshot."),
     MetricRow("freshrank_trainer_publish_seconds", "gauge", (), "How long the last publish kept from training."),
     MetricRow("freshrank_trainer_checkpoint_seconds", "gauge", (), "How long the last checkpoint kept from training."),
+    MetricRow("freshrank_trainer_ranks", "gauge", (), "Processes that train the model together."),
+    MetricRow("freshrank_trainer_partitions", "gauge", (), "Partitions of examples that this one of them reads."),
+    MetricRow(
+        "freshrank_trainer_collectives_seconds_total",
+        "counter",
+        (),
+        "Time in which this one of them spoke to the others or waited for them.",
+    ),
     MetricRow("freshrank_trainer_loss", "gauge", (), "Of the last step."),
     MetricRow("freshrank_trainer_grad_norm", "gauge", (), "Of the last step, dense, before clipping."),
     MetricRow(

@@ -1,6 +1,7 @@
 """`freshrank train`: the trainer on Kafka and Redis."""
 
 import logging
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ from freshrank.command import now_ms, run_options, stop_signal
 from freshrank.config import RunConfig
 from freshrank.exits import CommandError, ExitCode
 from freshrank.health import Heartbeat
+from freshrank.launch_ranks import is_rank, launch_ranks
 from freshrank.places import addresses
 from freshrank.strict import ConfigError
 
 if TYPE_CHECKING:
     from freshrank.metrics import Reading
+    from model.ranks import Ranks
     from model.source import ExampleMessage
     from model.trainer import Trainer
     from stream.log import KafkaConfig, Producer
@@ -27,16 +30,30 @@ FLUSH_TIMEOUT_MS = 5_000
 
 @click.command()
 @run_options()
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the arithmetic.")
-def train(run: RunConfig, threads: int) -> None:
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads of the arithmetic, per rank."
+)
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that train the one model together.",
+)
+def train(run: RunConfig, threads: int, ranks: int) -> None:
     """Learns from examples and publishes snapshots.
 
-    Goes on where its newest checkpoint says; SIGTERM finishes the batch, writes a checkpoint and exits 0.
+    Goes on where its newest checkpoint says; SIGTERM finishes the batch, writes a checkpoint and exits 0. On several
+    machines torchrun starts it, once per rank.
 
     \b
     Example:
-      freshrank train --config configs/demo.yaml
+      freshrank train --config configs/demo.yaml --ranks 2
+      torchrun --nnodes 2 --nproc-per-node 2 -m freshrank.cli train --config configs/demo.yaml
     """  # noqa: D301 - click wants the character
+    if ranks > 1 and not is_rank():
+        launch_ranks(run, ranks, threads)
+        return
     import torch
 
     from freshrank.example_source import LogExampleSource
@@ -48,9 +65,12 @@ def train(run: RunConfig, threads: int) -> None:
 
     heartbeat = Heartbeat(stop_signal())
     torch.set_num_threads(threads)
+    together = join_ranks(run)
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
-    store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
+    store = None
+    if together.is_lead:
+        store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
     run_id = uuid.uuid4().hex
     try:
         trainer = Trainer(
@@ -59,16 +79,18 @@ def train(run: RunConfig, threads: int) -> None:
             run.model,
             now_ms=now_ms,
             parts=TrainerParts(
-                source=LogExampleSource(reader, run.kafka),
+                source=LogExampleSource(reader, run.kafka, rank=together.rank, num_ranks=together.size),
                 store=store,
                 checkpoint_dir=folder,
                 dead_letter=set_aside(dead_letters, run.kafka),
                 weights=production_weights(run),
+                ranks=together,
             ),
             config_hash=run.config_hash(),
             run_id=run_id,
         )
-        serve_metrics("trainer", addresses(run.monitor.trainer)[0], lambda: readings(trainer), heartbeat.problem)
+        address = address_of_rank(run.monitor.trainer, together.rank)
+        serve_metrics("trainer", address, lambda: readings(trainer), heartbeat.problem)
         _logger.info("Training. model=%s run_id=%s checkpoints=%s", run.trainer.model_name, run_id, folder)
         trainer.run(heartbeat.should_stop)
         saved = is_saved(trainer)
@@ -76,9 +98,37 @@ def train(run: RunConfig, threads: int) -> None:
     finally:
         dead_letters.flush(FLUSH_TIMEOUT_MS)
         reader.close()
-        store.close()
+        if store is not None:
+            store.close()
+    together.close()
     if not saved:
         raise CommandError(ExitCode.DISK, f"The last checkpoint could not be written into {folder}; the log says why")
+
+
+def join_ranks(run: RunConfig) -> "Ranks":
+    """Returns this process's place among those that torchrun has started, or a world of one."""
+    import torch
+
+    from model.device import device_of
+    from model.ranks import Ranks
+
+    device = device_of(run.trainer.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return Ranks.join(device=device)
+
+
+def address_of_rank(setting: str, rank: int) -> str:
+    """Returns where a rank shows its metrics: at its own place in the list, or so many ports after the first.
+
+    >>> address_of_rank("127.0.0.1:8612", 0), address_of_rank("127.0.0.1:8612", 2), address_of_rank("a:1, b:1", 1)
+    ('127.0.0.1:8612', '127.0.0.1:8614', 'b:1')
+    """
+    listed = addresses(setting)
+    if rank < len(listed):
+        return listed[rank]
+    host, _, port = listed[0].rpartition(":")
+    return f"{host}:{int(port) + rank}"
 
 
 def production_weights(run: RunConfig) -> dict[str, tuple[float, ...]]:
@@ -171,10 +221,32 @@ def expert_readings(trainer: "Trainer") -> "Iterator[Reading]":
             yield Reading("freshrank_trainer_scenario_attention_ratio", mean, (scenarios[scenario], name))
 
 
+def rank_readings(trainer: "Trainer") -> "Iterator[Reading]":
+    """Yields what each rank shows: its share of the job, and of the embedding rows."""
+    from freshrank.metrics import Reading
+
+    ranks = trainer.ranks
+    yield Reading("freshrank_trainer_ranks", ranks.size)
+    yield Reading("freshrank_trainer_partitions", trainer.num_partitions)
+    yield Reading("freshrank_trainer_collectives_seconds_total", ranks.collectives_s)
+    ids = trainer.learner.trained.table
+    for name, table in ids.counters.items():
+        yield Reading("freshrank_trainer_table_rows", table.rows, (name,))
+        for what in ("admissions", "lookups", "default_lookups", "missing_lookups"):
+            yield Reading(f"freshrank_trainer_table_{what}_total", getattr(table, what), (name,))
+        for cause, count in table.evictions.items():
+            yield Reading("freshrank_trainer_table_evictions_total", count, (name, cause))
+    for name, occupancy in ids.occupancy().items():
+        yield Reading("freshrank_trainer_table_occupancy_ratio", occupancy, (name,))
+
+
 def readings(trainer: "Trainer") -> "Iterator[Reading]":
-    """Yields the trainer's metrics."""
+    """Yields the trainer's metrics: of the whole job by the lead, of its own share by each rank."""
     from freshrank.metrics import Reading, read_counters
 
+    yield from rank_readings(trainer)
+    if not trainer.ranks.is_lead:
+        return
     gauges, publish = trainer.gauges, trainer.publish_stats
     yield from read_counters("trainer", trainer.stats)
     for kind, count in publish.snapshots.items():
@@ -203,15 +275,6 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
         yield Reading("freshrank_trainer_teacher_age_seconds", trained.teacher.age_ms / 1_000)
         for reason, count in trained.teacher.masked.items():
             yield Reading("freshrank_trainer_teacher_masked_total", count, (reason,))
-    ids = trained.table
-    for name, table in ids.counters.items():
-        yield Reading("freshrank_trainer_table_rows", table.rows, (name,))
-        for what in ("admissions", "lookups", "default_lookups", "missing_lookups"):
-            yield Reading(f"freshrank_trainer_table_{what}_total", getattr(table, what), (name,))
-        for cause, count in table.evictions.items():
-            yield Reading("freshrank_trainer_table_evictions_total", count, (name, cause))
-    for name, occupancy in ids.occupancy().items():
-        yield Reading("freshrank_trainer_table_occupancy_ratio", occupancy, (name,))
     names = {
         "n": "window_rows",
         "positives": "window_positives",

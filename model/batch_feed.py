@@ -21,8 +21,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     """What a rank says of itself when the job starts."""
 
     partitions: list[int]
-    config_hash: str
-    schema_hash: str
+    hashes: dict[str, str]
+    """Of what has to be the same on all ranks."""
     publishes: bool
     """Whether it has a store to publish to; the lead's word counts."""
 
@@ -58,21 +58,20 @@ class BatchFeed:
         return self._finished >= self._rank_of.keys()
 
     def meet(self, hello: Hello) -> bool:
-        """Compares notes with the other ranks, once. Returns whether the lead publishes.
+        """Hears from every rank what it reads, once. Returns whether the lead publishes.
 
         Raises:
-            RanksDifferError: a rank has another configuration or schema, or reads what another one reads.
+            RanksDifferError: a rank has another configuration, or reads what another one reads.
         """
         if self._ranks.size == 1:
             return hello.publishes
         hellos = [msgspec.msgpack.decode(m, type=Hello) for m in self._ranks.all_gather(msgspec.msgpack.encode(hello))]
         rank_of: dict[int, int] = {}
         for rank, other in enumerate(hellos):
-            for what in ("config_hash", "schema_hash"):
-                theirs, leads = getattr(other, what), getattr(hellos[0], what)
-                if theirs != leads:
+            for name, value in hellos[0].hashes.items():
+                if other.hashes[name] != value:
                     raise RanksDifferError(
-                        f"{what}: {theirs} of rank {rank} is not allowed; {leads}, that of rank 0:"
+                        f"{name}: rank {rank} has {other.hashes[name]}, rank 0 has {value};"
                         " start all ranks with one configuration"
                     )
             for partition in other.partitions:

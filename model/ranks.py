@@ -5,6 +5,7 @@ makes the same calls in the same order, also with nothing to say. What is sent i
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +39,8 @@ class Ranks:
         self.rank = rank
         self.size = size
         self.timeout_s = timeout_s
+        self.collectives_s = 0.0
+        """Time spent in collectives so far, waiting for the other ranks included."""
 
     @classmethod
     def alone(cls) -> "Ranks":
@@ -188,8 +191,10 @@ class Ranks:
 
     @contextmanager
     def _together(self, what: str) -> Iterator[None]:
+        started_s = time.perf_counter()
         try:
             yield
+            self.collectives_s += time.perf_counter() - started_s
         except RuntimeError as error:  # torch has no other type for what its transports report
             reason = str(error).strip().splitlines()[0]
             raise RankLostError(

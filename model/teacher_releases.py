@@ -2,12 +2,23 @@
 
 import logging
 
+import msgspec
+
 from model.calibrator import Pairs
 from model.exceptions import StoreUnavailableError
 from model.store import SnapshotStore
 from model.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
+
+
+class KnownVersions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Versions that a store has."""
+
+    calibration: dict[int, Pairs] = {}
+    """Of each of them."""
+    released: int = 0
+    """The one that the stable lane serves; 0 for none."""
 
 
 class TeacherReleases:
@@ -31,16 +42,20 @@ class TeacherReleases:
         for waiting in sorted(waiting for waiting in self._waiting if waiting <= version):
             self._model.promote_teacher(waiting, self._waiting.pop(waiting))
 
-    def take_up(self, store: SnapshotStore) -> None:
+    def take_up(self, known: KnownVersions) -> None:
         """Takes note of the versions that a store has, after a restart: their scores come with the log."""
-        if self._model.teacher is None:
-            return
-        try:
-            found = [store.manifest(version) for version in store.versions()]
-            stable = store.pointer("stable")
-        except StoreUnavailableError as error:
-            logger.warning("Earlier versions not known, what they served does not teach error=%s", error)
-            return
-        self._waiting |= {manifest.version: manifest.calibration for manifest in found if manifest is not None}
-        if stable is not None:
-            self.released(stable.version)
+        self._waiting |= known.calibration
+        if known.released:
+            self.released(known.released)
+
+
+def known_versions(store: SnapshotStore) -> KnownVersions:
+    """Returns what a store knows of versions; nothing if it does not answer."""
+    try:
+        found = [store.manifest(version) for version in store.versions()]
+        stable = store.pointer("stable")
+    except StoreUnavailableError as error:
+        logger.warning("Earlier versions not known, what they served does not teach error=%s", error)
+        return KnownVersions()
+    calibration = {manifest.version: manifest.calibration for manifest in found if manifest is not None}
+    return KnownVersions(calibration=calibration, released=stable.version if stable is not None else 0)

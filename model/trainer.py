@@ -39,6 +39,8 @@ from model.learner import Learner
 from model.pace import Pace
 from model.progressive import ProgressiveMetrics
 from model.publish import Identity, Progress, Published, Publisher, PublishStats
+from model.rank_checks import check_shared
+from model.ranks import Ranks
 from model.rollback import checkpoint_after
 from model.served_teacher import ServedScores
 from model.snapshot import Manifest
@@ -46,7 +48,8 @@ from model.source import ExampleMessage
 from model.step_columns import StepColumns
 from model.step_gather import gathered
 from model.step_report import StepReport
-from model.teacher_releases import TeacherReleases
+from model.store import Rollback
+from model.teacher_releases import KnownVersions, TeacherReleases, known_versions
 from model.trainer_config import TrainerConfig, TrainerParts
 from model.trainer_state import TrainerState
 from model.trainer_stats import TrainerGauges, TrainerStats
@@ -67,6 +70,12 @@ class Decision(msgspec.Struct, frozen=True, tag=True):
     """Whether to look at the experts' gates in the next micro-batch."""
     released: int
     """The version that the stable lane serves."""
+
+
+class LastRollback(msgspec.Struct, frozen=True, tag=True):
+    """What was rolled back last, as the lead has found it; None: nothing."""
+
+    rollback: Rollback | None
 
 
 class Trainer:
@@ -157,6 +166,16 @@ class Trainer:
         self._saved_positions: dict[int, Position] = {}
 
     @property
+    def ranks(self) -> Ranks:
+        """The ranks that train together."""
+        return self._ranks
+
+    @property
+    def num_partitions(self) -> int:
+        """How many partitions this rank reads."""
+        return len(self._parts.source.partitions()) if self._parts.source else 0
+
+    @property
     def positions(self) -> dict[int, Position]:
         """Per partition, the next thing to train on."""
         return dict(self._intake.positions)
@@ -173,9 +192,10 @@ class Trainer:
         source = self._parts.source
         if source is None:
             raise ValueError("source: none given; use train_message, or give one")
-        self._publishes = self._feed.meet(
-            Hello(sorted(source.partitions()), self._config_hash, self._schema.schema_hash(), self._publishes)
-        )
+        hashes = {"config hash": self._config_hash, "schema hash": self._schema.schema_hash()}
+        self._publishes = self._feed.meet(Hello(sorted(source.partitions()), hashes, self._publishes))
+        if self._parts.checkpoint_dir is not None:
+            check_shared(self._ranks, self._parts.checkpoint_dir)
         self.resume()
         mine = set(source.partitions())
         source.seek({p: position.offset for p, position in self._intake.positions.items() if p in mine})
@@ -514,7 +534,9 @@ class Trainer:
                 epoch=self.publish_stats.epoch,
                 rollback_epoch=self._watch.rollback_epoch,
             )
-            path = save_checkpoint(folder, checkpoint, keep=self._config.keep_checkpoints, writer=self._parts.writer)
+            path = save_checkpoint(
+                folder, checkpoint, keep=self._config.keep_checkpoints, writer=self._parts.writer, ranks=self._ranks
+            )
         except OSError as error:
             self.stats.checkpoint_failures += 1
             logger.error("Checkpoint not written, training goes on folder=%s error=%s", folder, error)
@@ -531,16 +553,18 @@ class Trainer:
         Raises:
             CheckpointMismatchError: it is of a config that these weights cannot follow; says what changed.
         """
-        folder, rollback = self._parts.checkpoint_dir, self._watch.last_rollback()
-        checkpoint = checkpoint_after(folder, rollback) if folder is not None else None
+        store, folder, model = self._parts.store, self._parts.checkpoint_dir, self.learner.trained
+        rollback = from_lead(self._ranks, lambda: LastRollback(self._watch.last_rollback()), LastRollback).rollback
+        checkpoint = checkpoint_after(folder, rollback, self._ranks) if folder is not None else None
         if checkpoint is not None:
             self._state.take_up(checkpoint)
             manifest = checkpoint.manifest
             self._saved_positions = self.positions
             self._publisher = self._new_publisher(last_version=manifest.version)
             logger.info("Resumed from a checkpoint step=%d positions=%s", manifest.step, manifest.positions)
-        if self._parts.store is not None:
-            self._teachers.take_up(self._parts.store)
+        if model.teacher is not None and self._publishes:
+            known = from_lead(self._ranks, lambda: known_versions(store) if store else KnownVersions(), KnownVersions)
+            self._teachers.take_up(known)
         if rollback is not None and folder is not None:
             self._intake.quarantine = rollback.quarantine
             known_epoch = checkpoint.manifest.rollback_epoch if checkpoint is not None else 0

@@ -18,7 +18,7 @@ from model.served_teacher import ServedScores, ServedTeacher
 from model.source import MemoryExampleSource
 from model.store import MemorySnapshotStore
 from model.teacher import Taught, Teacher
-from model.teacher_releases import TeacherReleases
+from model.teacher_releases import TeacherReleases, known_versions
 from model.trainer import Trainer
 from stream.schema import SchemaConfig
 from tests.model.example_log import MODEL, Clock, new_trainer, partition_log
@@ -400,5 +400,5 @@ def test_a_version_on_trial_teaches_when_it_is_released() -> None:
     other = learner_of(replace(SNAPSHOT, teacher_refresh_ms=100))
     other.trained.load_state(state, meta)
     assert ask(other, probe, all_on(20)) is None
-    TeacherReleases(other.trained).take_up(store)
+    TeacherReleases(other.trained).take_up(known_versions(store))
     assert ask(other, probe, all_on(20)) is not None
