@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.exceptions import CheckpointMismatchError
 from model.hashing import MISSING_KEY
 from model.reshard_views import joined_view, owned_view
 from model.sharding import NUM_SHARDS, owner_of, shards_of_rank
@@ -28,6 +29,7 @@ _PER_ROW = (
 )  # fmt: skip
 _ALIKE = ("rows.clock", "rows.has_exported", "rows.seen.now")
 _PER_SHARD = ("rows.admission.counts", "rows.admission.num_counted")
+_DEALT = {_FREE, _EVICTED, *_PER_ROW, *_PER_SHARD, *_ALIKE}
 
 
 def split_rows(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -50,12 +52,17 @@ def reshard(parts: Iterable[State], rank: int, size: int) -> dict[str, Tensor]:
     """Returns the rows of rank `rank` of `size`, out of the rows of the ranks that `ranks_with` names.
 
     The tensors are new. Parts are read one after the other, and only what is taken from them is kept.
+
+    Raises:
+        CheckpointMismatchError: there is something that cannot be dealt to other ranks.
     """
     return _owned(_joined([_owned(part, rank, size) for part in parts]), rank, size)
 
 
 def _owned(part: State, rank: int, size: int) -> dict[str, Tensor]:
     """Returns what a rank owns of a part: the reserved rows, then its own in the order of their keys."""
+    if other := sorted(name for name in part if name not in _DEALT and not _VIEW.match(name)):
+        raise CheckpointMismatchError(f"{', '.join(other)}: cannot be dealt to another number of ranks")
     keys, is_reserved = part[_KEY_OF_ROW].numpy(), part[_KEY_OF_ROW].numpy() == MISSING_KEY
     is_reserved[part[_FREE].numpy()] = False
     own = np.flatnonzero((keys != MISSING_KEY) & (owner_of(keys, size) == rank))

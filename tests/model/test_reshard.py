@@ -14,6 +14,7 @@ from torch import Tensor
 from model.admission import AdmissionConfig
 from model.embedding import EmbeddingTable, Lookup
 from model.embedding_config import EmbeddingConfig
+from model.exceptions import CheckpointMismatchError
 from model.features import EncodedBatch, FeatureEncoder
 from model.field_ids import FieldIdsConfig
 from model.optim import OptimConfig
@@ -216,3 +217,9 @@ def test_a_state_is_split_into_what_is_per_rank_and_what_is_not() -> None:
     names = ["rows.weight", "teacher.copies.previous.rows.weight", "teacher.copies.denied", "dense.rows.x", "adam.rows"]
     own, alike = split_rows({name: torch.zeros(1) for name in names})
     assert list(own) == names[:2] and list(alike) == names[2:]
+
+
+def test_what_nobody_knows_how_to_deal_is_not_dropped() -> None:
+    part = lived(1, 5).state() | {"rows.shoe_size": torch.zeros(3)}
+    with pytest.raises(CheckpointMismatchError, match="^rows.shoe_size: cannot be dealt to another number of ranks$"):
+        reshard([part], 0, 2)
