@@ -16,6 +16,7 @@ usual, too. Independent changes add up like a random walk: after a pause, what i
 the steps since, up to tenfold.
 """
 
+import logging
 import math
 import statistics
 from collections import deque
@@ -27,13 +28,16 @@ from torch import Tensor
 
 from model.churn import logit_rmse, psi, ranks, top1_changed
 from model.config import ModelConfig
+from model.exceptions import StoreError
 from model.gate_config import GateConfig
 from model.gate_report import Finding, State
 from model.metrics import Int64Array
-from model.probe_set import ProbeModel, ProbeSample, ProbeScores, ProbeSet, Weights, by_cell
+from model.probe_set import ProbeModel, ProbeSample, ProbeScores, ProbeSet, ReadCold, Weights, by_cell
 from model.serving import ServingModel
 from model.snapshot import Manifest, first_non_finite
 from stream.schema import SchemaConfig
+
+logger = logging.getLogger(__name__)
 
 USUAL_OVER = 20
 """Promoted deltas that "usual" is the median of; fewer are not judged."""
@@ -73,6 +77,8 @@ class Level0:
         self._schema_hash = schema.schema_hash()
         self.sample = ProbeSample(config.probe_requests)
         self.last_version = 0
+        self.read_cold: ReadCold | None = None
+        """Finds the rows of the next candidate that its tensors do not hold; None: they hold all."""
         self._promoted: Manifest | None = None
         self._promoted_at_rows = 0
         self._rows_per_step: deque[float] = deque(maxlen=USUAL_OVER)
@@ -134,7 +140,7 @@ class Level0:
         if self._probes is None or self._probe_model is None:
             return [Finding(check="psi", state="not_judged", text="no probe set yet")]
         try:
-            model = self._probe_model.candidate(manifest, tensors)
+            model = self._probe_model.candidate(manifest, tensors, self.read_cold)
         except ValueError as error:
             return [_finding("finite", True, f"tensors make no network: {error}")]
         if model is None:
@@ -270,12 +276,17 @@ class Level0:
 
     def _renew(self, candidate: Candidate) -> None:
         """Takes the newest slates; the version that goes live is the first one scored on them."""
-        self._probes = ProbeSet(self.sample.batch(), self._schema, self._model_config, self._weights)
-        self._probes_since_ms = candidate.manifest.created_ms
-        self._probe_model = ProbeModel(self._schema, self._model_config, self._probes)
-        model = self._probe_model.candidate(candidate.manifest, candidate.tensors)
+        probes = ProbeSet(self.sample.batch(), self._schema, self._model_config, self._weights)
+        probe_model = ProbeModel(self._schema, self._model_config, probes)
+        try:
+            model = probe_model.candidate(candidate.manifest, candidate.tensors, self.read_cold)
+        except StoreError as error:
+            logger.warning("The probe set stays as it is until the next full version error=%s", error)
+            return
         assert model is not None, "it is a full version"
-        self._probe_model.hold(model)
+        probe_model.hold(model)
+        self._probes, self._probe_model = probes, probe_model
+        self._probes_since_ms = candidate.manifest.created_ms
         self._promoted_scores = self._probes.scores(model, tuple(candidate.manifest.scenarios))
         self._hour.clear()
 

@@ -4,16 +4,18 @@ Letters: B rows, R requests, K rows of the longest request, T tasks, N keys.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder
 from model.metrics import BoolArray, Float64Array, Int64Array
+from model.row_records import FoundRows
 from model.scenario_registry import ScenarioRegistry
 from model.serving import ServingModel
 from model.snapshot import Manifest
@@ -26,6 +28,8 @@ DEFAULT = "default"
 
 Weights = Mapping[str, tuple[float, ...]]
 """Scenario or `default` -> production weight of each task over its scale, in the order of the schema."""
+ReadCold = Callable[[Int64Array], FoundRows]
+"""Finds the rows that a version knows and its payload does not hold, by distinct, rising keys."""
 
 
 class ProbeSample:
@@ -76,13 +80,23 @@ class ProbeSet:
         self._column_B = np.arange(batch.num_rows) - np.repeat(np.cumsum(num_items_R) - num_items_R, num_items_R)
         self.is_item_RK: BoolArray = np.arange(num_items_R.max()) < num_items_R[:, None]
 
-    def known(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns a payload with only the rows that the probe set looks up: its cost does not grow with the table."""
+    def known(self, tensors: Mapping[str, Tensor], read_cold: ReadCold | None, *, is_full: bool) -> dict[str, Tensor]:
+        """Returns a payload with only the rows that the probe set looks up: its cost does not grow with the table.
+
+        All of those, wherever they are: a row that leaves memory moves no score that is served.
+        """
         is_known_N = np.isin(tensors["rows.keys"].numpy(), self._keys)
         evicted = tensors["rows.evicted"]
-        return {**tensors} | {
-            "rows.keys": tensors["rows.keys"][is_known_N],
-            "rows.weights": tensors["rows.weights"][is_known_N],
+        keys, weights = tensors["rows.keys"][is_known_N], tensors["rows.weights"][is_known_N]
+        if read_cold is not None:
+            left = self._keys if is_full else np.intersect1d(tensors["rows.cooled"].numpy(), self._keys)
+            found = read_cold(left := np.setdiff1d(left, keys.numpy()))
+            keys = torch.cat([keys, torch.from_numpy(left[found.has_row_N])])
+            cold = torch.from_numpy(found.weights_NW[found.has_row_N])
+            weights = torch.cat([weights, cold.to(weights.dtype)])
+        return {name: tensor for name, tensor in tensors.items() if name != "rows.cooled"} | {
+            "rows.keys": keys,
+            "rows.weights": weights,
             "rows.evicted": evicted[np.isin(evicted.numpy(), self._keys)],
         }
 
@@ -106,13 +120,16 @@ class ProbeModel:
         self._schema, self._config, self._probes = schema, config, probes
         self._base: ServingModel | None = None
 
-    def candidate(self, manifest: Manifest, tensors: Mapping[str, Tensor]) -> ServingModel | None:
+    def candidate(
+        self, manifest: Manifest, tensors: Mapping[str, Tensor], read_cold: ReadCold | None
+    ) -> ServingModel | None:
         """Returns the model of a version; None of a delta whose base was never held.
 
         Raises:
             ValueError: the tensors make no network.
+            StoreError: what `read_cold` raises.
         """
-        known = self._probes.known(tensors)
+        known = self._probes.known(tensors, read_cold, is_full=manifest.kind == "full")
         if manifest.kind == "full":
             registry = ScenarioRegistry.restored(self._schema, manifest.scenarios, manifest.scenario_parents)
             return ServingModel.from_full(self._schema, self._config, known, registry, manifest.calibration)

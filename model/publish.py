@@ -1,9 +1,13 @@
-"""From a model in training to a live snapshot: candidate, gate, promotion, in the numbered order of `model.store`."""
+"""From a model in training to a live snapshot: candidate, gate, promotion, in the numbered order of `model.store`.
+
+Where rows have left memory, theirs is the step before and the one after (`model.row_publish`).
+"""
 
 import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -15,6 +19,7 @@ from model.feedback_sample import FeedbackSample
 from model.gate import PublishGate
 from model.gate_report import blocked, sentence
 from model.progressive import Report
+from model.row_publish import RowPublisher, RowStats
 from model.scenario_registry import ScenarioRegistry
 from model.snapshot import Manifest, encode_payload, payload_sha256
 from model.store import SnapshotStore, stale_epoch
@@ -85,6 +90,8 @@ class PublishStats:
     """Embedding rows in it."""
     last_ms: int = 0
     """How long the last successful publish kept the trainer from training."""
+    cold: RowStats = field(default_factory=RowStats)
+    """What was done with the row store."""
 
 
 class Publisher:
@@ -106,7 +113,9 @@ class Publisher:
         stats: PublishStats,
         gate: PublishGate,
         canary: Canary,
+        rows: RowPublisher | None = None,
     ) -> None:
+        """`rows` writes those that have left memory; None: none ever do."""
         self._store = store
         self._identity = identity
         self._full_every = full_every
@@ -114,6 +123,7 @@ class Publisher:
         self._version = last_version
         self._gate = gate
         self._canary = canary
+        self._rows = rows
         self._deltas_since_full = 0
         self._candidate_rows = 0
         self.feedback = FeedbackSample()
@@ -164,12 +174,17 @@ class Publisher:
             and live.epoch == self.stats.epoch
             and live.scenarios == list(model.registry.names)
             and self._deltas_since_full + 1 < self._full_every
+            and not (self._rows is not None and self._rows.needs_full())
         )
         tensors = model.serving_delta() if is_delta else model.serving_full()
         payload = encode_payload(tensors)
         num_rows = self._candidate_rows = len(tensors["rows.keys"])
         # Every candidate has a number of its own, so that no key of the store is ever written twice.
         self._version += 1
+        at = None
+        if self._rows is not None:
+            at = self._rows.write(epoch=self.stats.epoch, version=self._version, is_full=not is_delta)  # 0
+            gate.level0.read_cold = partial(self._rows.read, at)
         event_ms, joined_ms, trained_ms = self.feedback.stamps().T.tolist()
         manifest = Manifest(
             **{name: getattr(self._identity, name) for name in Identity.__dataclass_fields__},
@@ -190,6 +205,7 @@ class Publisher:
             feedback_joined_ms=joined_ms,
             feedback_trained_ms=trained_ms,
             calibration=progress.calibration,
+            cold_rows=at,
         )
         self._store.put(manifest, payload)  # 1, 2
         findings = gate.judge(manifest, tensors, num_rows=num_rows, rows_learned=progress.rows)  # 3
@@ -204,6 +220,8 @@ class Publisher:
         self.feedback.clear()
         gate.promoted(manifest)
         self._went_live(manifest, num_rows)
+        if self._rows is not None:
+            self._rows.went_live(self._store, is_full=not is_delta)  # 5
         return manifest
 
     def _start(self) -> None:

@@ -57,9 +57,10 @@ def removals_of(keys_N: Int64Array, version: int, width: int) -> Records:
 
 def merged(
     values_U: Sequence[bytes | None], buckets_U: Int64Array, new_N: Records, *, num_buckets: int, floor: int
-) -> list[bytes]:
+) -> tuple[list[bytes], npt.NDArray[np.bool_]]:
     """Returns the buckets with new records in them and without those that no version from `floor` on needs.
 
+    And for each whether some key has several records in it, [U]: then less will do once the floor has risen.
     `buckets_U` rises and holds the bucket of every new record. What is not a string of records is left out.
     """
     old_U = [_records(value, new_N.dtype) for value in values_U]
@@ -83,7 +84,10 @@ def merged(
     all_N, place_N = all_N[says_something_N], place_N[says_something_N]
     raw, size = all_N.tobytes(), all_N.dtype.itemsize
     ends = np.searchsorted(place_N, np.arange(len(values_U)), side="right").tolist()
-    return [raw[start * size : end * size] for start, end in zip([0, *ends], ends, strict=False)]
+    values = [raw[start * size : end * size] for start, end in zip([0, *ends], ends, strict=False)]
+    has_several_U = np.zeros(len(values_U), np.bool_)
+    has_several_U[place_N[1:][all_N["key"][1:] == all_N["key"][:-1]]] = True
+    return values, has_several_U
 
 
 def rows_as_of(

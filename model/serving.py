@@ -1,9 +1,10 @@
 """The model as a ranker holds it: immutable for readers; a delta makes a new one.
 
-Letters: B rows, T tasks.
+Letters: B rows, T tasks, N values of a batch, C rows from elsewhere, W embedding width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from model.calibrator import Pairs, pairs_array
 from model.config import ModelConfig
 from model.features import EncodedBatch, FeatureEncoder, RowColumns
 from model.growth import grow
+from model.hashing import MISSING_KEY, Int64Array
 from model.label_policy import served_probability
 from model.metrics import logit_of
 from model.network import Network
@@ -23,6 +25,24 @@ from model.scenario_registry import ScenarioRegistry
 from model.serving_network import with_weights
 from model.serving_rows import ServingRows
 from stream.schema import PolicyName, SchemaConfig
+
+
+class LookedUp(NamedTuple):
+    """A batch sorted by scenario, and the row in memory of each of its values."""
+
+    batch: EncodedBatch
+    order_B: Int64Array
+    row_offsets: Sequence[int]
+    keys_N: Int64Array
+    rows_N: Int64Array
+
+
+class RowsBeside(NamedTuple):
+    """Rows that a model knows and does not hold in memory."""
+
+    keys_C: Int64Array
+    """Distinct and rising; at least one."""
+    weights_CW: npt.NDArray[np.float32]
 
 
 class ServingModel:
@@ -128,14 +148,42 @@ class ServingModel:
         A task whose label policy settles elsewhere than at P(y=1) (`fnc`) is mapped back to it first; then all are
         calibrated.
         """
+        return self.score_rows(self.look_up(batch))
+
+    def look_up(self, batch: EncodedBatch) -> LookedUp:
+        """Returns the batch with its rows, for `score_rows` of this model."""
         batch, order_B, row_offsets = batch.resolved(self._registry.index).by_scenario(self._net.num_scenarios)
-        rows_N = self._layout.rows(batch, self._layout.flat_keys(batch), self._rows.ids)
+        keys_N = self._layout.flat_keys(batch)
+        return LookedUp(batch, order_B, row_offsets, keys_N, self._layout.rows(batch, keys_N, self._rows.ids))
+
+    def keys_without_row(self, looked: LookedUp) -> Int64Array:
+        """Returns the keys of the values that have no row in memory, as often as they stand in the batch."""
+        is_without_N = (looked.rows_N < self._layout.num_reserved) & (looked.keys_N != MISSING_KEY)
+        keys: Int64Array = looked.keys_N[is_without_N]
+        return keys
+
+    def score_rows(self, looked: LookedUp, beside: RowsBeside | None = None) -> npt.NDArray[np.float32]:
+        """Returns what `score` does, with rows from elsewhere for values that have none in memory."""
+        batch, order_B, row_offsets, keys_N, rows_N = looked
         with torch.inference_mode(), products_in(self._precision):
             source_UW, index_N = self._rows.read(rows_N)
+            if beside is not None:
+                source_UW, index_N = self._with_rows(source_UW[index_N], looked, beside), torch.arange(len(keys_N))
             inputs = self._layout.network_inputs(
                 source_UW, index_N, batch, row_offsets, with_sequence=self._net.uses_sequence
             )
             probability_BT = self._net(inputs).float().sigmoid()
+        return self._served(probability_BT, batch, order_B)
+
+    def _with_rows(self, source_NW: Tensor, looked: LookedUp, beside: RowsBeside) -> Tensor:
+        """Writes the rows from elsewhere into those of all values."""
+        places = np.flatnonzero(looked.rows_N < self._layout.num_reserved)
+        found = np.searchsorted(beside.keys_C, looked.keys_N[places]).clip(max=len(beside.keys_C) - 1)
+        is_beside = beside.keys_C[found] == looked.keys_N[places]
+        source_NW[torch.from_numpy(places[is_beside])] = torch.from_numpy(beside.weights_CW[found[is_beside]])
+        return source_NW
+
+    def _served(self, probability_BT: Tensor, batch: EncodedBatch, order_B: Int64Array) -> npt.NDArray[np.float32]:
         result_BT = np.empty(tuple(probability_BT.shape), np.float32)
         result_BT[order_B] = probability_BT.numpy()
         for task, policy in enumerate(self._policies):

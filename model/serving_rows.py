@@ -27,6 +27,8 @@ class RowDelta(NamedTuple):
     """What one snapshot says about rows. A full one is a delta on rows of no keys."""
 
     evicted: Int64Array
+    cooled: Int64Array
+    """Keys whose row is to be looked for elsewhere from now on (`model.row_store`)."""
     keys_N: Int64Array
     weights_NW: Tensor
     reserved: Tensor
@@ -37,26 +39,31 @@ class RowDelta(NamedTuple):
         """Returns the `rows.` tensors of a snapshot whose weights are of `dtype`.
 
         Raises:
-            ValueError: names, shapes or types are not those of such rows, or a key is evicted twice.
+            ValueError: names, shapes or types are not those of such rows, or a key is to go twice.
         """
         rows = {name: tensor for name, tensor in tensors.items() if name.startswith("rows.")}
-        num_keys, num_evicted = (len(rows[name]) if name in rows else 0 for name in ("rows.keys", "rows.evicted"))
+        rows.setdefault("rows.cooled", torch.empty(0, dtype=torch.int64))  # absent where all rows are in memory
+        num_keys, num_evicted, num_cooled = (
+            len(rows[name]) if name in rows else 0 for name in ("rows.keys", "rows.evicted", "rows.cooled")
+        )
         expected = {
             "rows.evicted": torch.empty(num_evicted, dtype=torch.int64),
+            "rows.cooled": torch.empty(num_cooled, dtype=torch.int64),
             "rows.keys": torch.empty(num_keys, dtype=torch.int64),
             "rows.weights": torch.empty(num_keys, width, dtype=dtype),
             "rows.reserved": torch.empty(num_reserved, width, dtype=dtype),
         }
         check_same(rows, expected)
-        evicted, keys_N, weights_NW, reserved = (rows[name] for name in expected)
-        if len(np.unique(evicted.numpy())) < num_evicted:
-            raise ValueError("rows.evicted: a key stands there twice")
-        return cls(evicted.numpy(), keys_N.numpy(), weights_NW, reserved)
+        evicted, cooled, keys_N, weights_NW, reserved = (rows[name] for name in expected)
+        if len(np.unique(np.concatenate([evicted.numpy(), cooled.numpy()]))) < num_evicted + num_cooled:
+            raise ValueError("rows.evicted: a key stands there twice, or there and in rows.cooled")
+        return cls(evicted.numpy(), cooled.numpy(), keys_N.numpy(), weights_NW, reserved)
 
     def copy(self) -> Self:
         """Returns a copy, to be kept when the payload is gone."""
         return self._replace(
             evicted=self.evicted.copy(),
+            cooled=self.cooled.copy(),
             keys_N=self.keys_N.copy(),
             weights_NW=self.weights_NW.clone(),
             reserved=self.reserved.clone(),
@@ -72,12 +79,13 @@ class RowTable:
         """Longer than there are rows, so that most deltas with new keys find room; the rest is not initialised."""
 
     def apply(self, delta: RowDelta) -> None:
-        """Takes evictions and then changed rows.
+        """Takes out what was evicted or has cooled, and then takes in changed rows.
 
         Raises:
             ValueError: a key is not allowed or stands there twice; this table is of no use any more.
         """
         self.ids.remove(delta.evicted)
+        self.ids.remove(delta.cooled)
         rows_N = self.ids.lookup(delta.keys_N)
         is_new_N = rows_N == NO_ROW
         rows_N[is_new_N] = self.ids.insert(delta.keys_N[is_new_N])

@@ -20,6 +20,7 @@ from model.exceptions import (
     SnapshotSchemaError,
 )
 from model.payload_view import DTYPES, Payload, view_payload
+from model.row_store import RowsAt
 
 MAX_FEEDBACK_TIMES = 200
 """Most entries of `Manifest.feedback_ms`."""
@@ -76,6 +77,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     calibration: dict[str, dict[str, tuple[float, float]]] = {}
     """Scenario -> task -> (a, b) of the served score, sigmoid(a z + b), a > 0; what is not there is (1, 0)."""
+    cold_rows: RowsAt | None = None
+    """Where to look for rows that are not in the payloads up to here; None: all there are are in them."""
 
 
 def encode_payload(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -145,6 +148,9 @@ def decode_manifest(data: bytes) -> Manifest:
         raise SnapshotManifestError(
             f"manifest: base_version {manifest.base_version} of full version {manifest.version} is not allowed; 0"
         )
+    at = manifest.cold_rows
+    if at is not None and (at.num_buckets < 1 or at.num_buckets & (at.num_buckets - 1)):
+        raise SnapshotManifestError(f"manifest: cold_rows.num_buckets {at.num_buckets} is not allowed; a power of two")
     for scenario, by_task in manifest.calibration.items():
         for task, (slope, offset) in by_task.items():
             if not (math.isfinite(slope) and slope > 0 and math.isfinite(offset)):

@@ -17,7 +17,11 @@ STEPS = st.lists(
 
 def write(buckets: dict[int, bytes], records: Records, floor: int) -> None:
     places = np.unique(bucket_of(records["key"], NUM_BUCKETS))
-    values = merged([buckets.get(n) for n in places.tolist()], places, records, num_buckets=NUM_BUCKETS, floor=floor)
+    old = [buckets.get(n) for n in places.tolist()]
+    values, has_several = merged(old, places, records, num_buckets=NUM_BUCKETS, floor=floor)
+    for value, several in zip(values, has_several.tolist(), strict=True):
+        keys = np.frombuffer(value, records.dtype)["key"].tolist()
+        assert several == (len(set(keys)) < len(keys))
     buckets.update(zip(places.tolist(), values, strict=True))
 
 
@@ -79,5 +83,5 @@ def test_what_is_no_row_is_as_none_and_says_so() -> None:
     assert found.has_row_N.tolist() == [True, False, False]
     assert found.is_bad_N.tolist() == [False, True, True]
     assert not found.weights_NW[1:].any()
-    assert merged([b"torn"], np.array([1]), whole[:0], num_buckets=4, floor=0) == [b""]
+    assert merged([b"torn"], np.array([1]), whole[:0], num_buckets=4, floor=0)[0] == [b""]
     assert record_type(16).itemsize == 80

@@ -131,3 +131,12 @@ def test_a_delta_that_is_no_delta_changes_nothing_for_any_version(changes: dict[
     after = rows.after(delta([8], [10], 4))
     assert contents(after)[0].keys() == {20, 30, 8}
     assert np.array_equal(after.ids.lookup(np.array([7])), [-1])
+
+
+def test_rows_that_cooled_are_not_held_any_more() -> None:
+    held = first()
+    cooled = delta([40], [10], 1) | {"rows.cooled": torch.tensor([20, 50])}
+    assert contents(held.after(cooled))[0] == {30: [30.0, 0.0, 0.5], 40: [40.0, 1.0, 0.5]}
+    assert contents(held.after(cooled).after(delta([20], [], 2)))[0].keys() == {20, 30, 40}
+    with pytest.raises(ValueError, match=r"there and in rows\.cooled"):
+        held.after(delta([], [10], 1) | {"rows.cooled": torch.tensor([10])})
