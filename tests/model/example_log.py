@@ -1,5 +1,6 @@
 """A small log of `examples` messages with something to learn in it, written by the joiner's own encoder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig
 from model.hinet_config import HiNetConfig
 from model.progressive import MetricsConfig
+from model.ranks import Ranks
 from model.source import ExampleSource
 from model.store import SnapshotStore
 from model.trainer import Trainer
@@ -136,11 +138,12 @@ def new_trainer(
     store: SnapshotStore | None = None,
     checkpoint_dir: Path | None = None,
     config: TrainerConfig | None = None,
-    clock: Clock | None = None,
+    clock: Callable[[], int] | None = None,
     schema: SchemaConfig = SCHEMA,
     model: ModelConfig = MODEL,
     dead_letters: list[tuple[int, int, str]] | None = None,
     writer: FileWriter | None = None,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """A trainer on the small log; dead letters are appended as (partition, offset, error)."""
     found = dead_letters if dead_letters is not None else []
@@ -155,6 +158,7 @@ def new_trainer(
             checkpoint_dir=checkpoint_dir,
             dead_letter=lambda message, error: found.append((message.partition, message.offset, error)),
             writer=writer or FileWriter(),
+            ranks=ranks or Ranks.alone(),
         ),
         config_hash="c",
         run_id="run",
