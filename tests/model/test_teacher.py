@@ -390,7 +390,7 @@ def test_a_version_on_trial_teaches_when_it_is_released() -> None:
     probe, releases = learner.encode(columns(rng, 5, 20)), TeacherReleases(learner.trained)
     teacher = teacher_of(learner)
     falls = [teacher.falls_due(watermark_ms) for watermark_ms in (1, 101)]
-    releases.published(manifest, 101)
+    releases.published(manifest.version, manifest.calibration, 101)
     assert falls == [False, True] and ask(learner, probe, all_on(20)) is None
     releases.released(manifest.version - 1)
     assert ask(learner, probe, all_on(20)) is None
