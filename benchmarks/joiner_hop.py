@@ -1,4 +1,4 @@
-"""The first hop of P1: click in Kafka -> labelled example readable, at 1,000 events/s through a joiner process.
+"""How long is the first hop of P1, from a click in Kafka to its labelled example, at 1,000 events/s through a joiner?
 
 An open loop: 500 slates and 500 clicks per second, each click 50 ms after its slate; the joiner commits every 100 ms
 and a read_committed reader notes when the positive label comes. The joiner runs as the program does, in a process of
@@ -8,6 +8,7 @@ its own. Everything shares this machine's cores.
 """
 
 import io
+import os
 import sys
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.harness import Figure
 from benchmarks.joiner_process import broker
 from freshrank.children import Child
 from stream.codec import encode
@@ -26,6 +28,7 @@ from stream.log import EXAMPLES, FEEDBACK, IMPRESSIONS, KafkaConfig, TopicPartit
 from stream.schema import Feedback, Impression, Items
 from stream.topics import create_topics
 
+COMMAND = "python -m benchmarks.joiner_hop"
 SLATES_PER_S = 500
 CLICK_AFTER_S = 0.05
 WARMUP_S = 5.0
@@ -95,9 +98,8 @@ def feed(kafka: KafkaConfig, clicked_s: dict[str, float], seconds: float) -> Non
     producer.flush(10_000)
 
 
-def main() -> None:
-    """Prints percentiles of the hop."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 20.0
+def measure(seconds: float = 20.0) -> dict[str, Figure]:
+    """Returns the p50 of the hop, its p99 beside it."""
     with broker() as (kind, address), tempfile.TemporaryDirectory() as folder:
         kafka = KafkaConfig(bootstrap_servers=address)
         create_topics(kafka)
@@ -115,9 +117,13 @@ def main() -> None:
         if len(reading.latency_s) != len(clicked_s):
             raise RuntimeError(f"{len(clicked_s) - len(reading.latency_s)} labels lost; {joiner.last_words()}")
     warm = list(reading.latency_s.values())[int(WARMUP_S * SLATES_PER_S) :]
-    p50, p99 = np.percentile(warm, [50, 99]) * 1_000
-    print(f"click in {kind} -> example readable: p50 {p50:.0f} ms, p99 {p99:.0f} ms, n {len(warm)}")
+    p50, p99 = (float(ms) for ms in np.percentile(warm, [50, 99]) * 1_000)
+    note = (
+        f"broker {kind}, a transaction every 100 ms, {len(warm)} clicks, load of the machine {os.getloadavg()[0]:.1f}"
+    )
+    return {"P1.hop": Figure(value=p50, unit="ms", ci=(p50, p50), command=COMMAND, peers={"p99": p99}, note=note)}
 
 
 if __name__ == "__main__":
-    main()
+    for key, figure in measure(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0).items():
+        print(key, figure.as_json())
