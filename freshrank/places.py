@@ -89,7 +89,15 @@ class CheckpointConfig:
     """Where the trainer keeps its own recovery state."""
 
     folder: Path = Path("checkpoints")
-    """One folder per checkpoint is written in here; made if it is not there."""
+    """One folder per checkpoint is written in here; made if it is not there. Embedding rows beyond
+    `model.embedding.hot_rows` are in here, too."""
+    cold_store_mib: int = 128
+    """Memory of each trainer process for the store of these rows: its caches and what it has not written yet, in MiB;
+    at least 16."""
+
+    def __post_init__(self) -> None:
+        if self.cold_store_mib < 16:
+            raise ValueError(f"cold_store_mib: {self.cold_store_mib} is not allowed; at least 16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,7 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
         return
     import torch
 
+    from freshrank.cold_store import ColdStore
     from freshrank.example_source import LogExampleSource
     from freshrank.metrics import serve_metrics
     from model.store_redis import RedisSnapshotStore
@@ -72,6 +73,7 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
     if together.is_lead:
         store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
     run_id = uuid.uuid4().hex
+    cold = ColdStore(folder, together.rank, together.size, run.checkpoint.cold_store_mib)
     try:
         trainer = Trainer(
             run.schema,
@@ -85,6 +87,7 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
                 dead_letter=set_aside(dead_letters, run.kafka),
                 weights=production_weights(run),
                 ranks=together,
+                cold_store=cold.open,
             ),
             config_hash=run.config_hash(),
             run_id=run_id,
@@ -98,6 +101,7 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
     finally:
         dead_letters.flush(FLUSH_TIMEOUT_MS)
         reader.close()
+        cold.close()
         if store is not None:
             store.close()
     together.close()

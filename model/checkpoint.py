@@ -3,7 +3,7 @@
 All ranks write into one folder, on a file system that they share. The order of a save:
 
 1. the lead makes a folder aside; every rank writes its rows into it, the lead also the metrics, and what all ranks have
-   alike; each file fsynced, its length and hash told to the lead
+   alike; each file fsynced, its length and hash told to the lead; the store of rows that left memory is linked
 2. the manifest last, with the length and hash of every file; fsynced, then the folder
 3. the folder renamed to its final name, the parent fsynced
 4. older ones beyond `keep` removed, and what earlier crashes left aside
@@ -31,6 +31,8 @@ from model.ranks import Ranks
 from model.reshard import split_rows
 
 TENSORS, METRICS, MANIFEST = "tensors.safetensors", "metrics.safetensors", "manifest.json"
+TABLE = ".sst"
+"""Ending of the files of rows that left memory that are never changed, only linked."""
 _PREFIX = "checkpoint-"
 _DIGITS = 8
 _ASIDE = ".aside-"
@@ -77,6 +79,10 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     """The learner's, by name; the rows are those of one rank."""
     metrics: Arrays
+    save_cold: Callable[[Path], None] | None = None
+    """Keeps this rank's rows that left memory, in a new folder; None: there are none."""
+    cold_folder: Path | None = None
+    """Where a checkpoint that was read has them; not to be changed."""
 
 
 class FileWriter:
@@ -169,9 +175,24 @@ def _write_part(aside: Path, checkpoint: Checkpoint, writer: FileWriter, ranks: 
             data = content()
             writer.write(aside / file_name, data)
             part.files[file_name] = (len(data), hashlib.sha256(data).hexdigest())
+        if checkpoint.save_cold is not None:
+            part.files |= _write_cold(aside, cold_name(ranks.rank, ranks.size), checkpoint.save_cold)
     except OSError as error:
         part.error = str(error) if ranks.size == 1 else f"rank {ranks.rank}: {error}"
     return part
+
+
+def _write_cold(aside: Path, name: str, save: Callable[[Path], None]) -> dict[str, tuple[int, str]]:
+    """Returns the files of a rank's rows that left memory, linked into the folder aside.
+
+    Tables have no hash: they are large, and hold one for each of their blocks that is checked whenever it is read.
+    """
+    save(aside / name)
+    files = {}
+    for path in sorted((aside / name).iterdir()):
+        digest = "" if path.suffix == TABLE else hashlib.sha256(path.read_bytes()).hexdigest()
+        files[f"{name}/{path.name}"] = (path.stat().st_size, digest)
+    return files
 
 
 def _finish(
@@ -209,6 +230,11 @@ def _arrays(metrics: Arrays) -> Arrays:
 def rows_name(rank: int, size: int) -> str:
     """Returns the name of the file with the rows of one of `size` ranks."""
     return f"rows-{rank:05d}-of-{size:05d}.safetensors"
+
+
+def cold_name(rank: int, size: int) -> str:
+    """Returns the name of the folder with the rows that left the memory of one of `size` ranks."""
+    return f"cold-{rank:05d}-of-{size:05d}"
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from model.checkpoint import (
     Checkpoint,
     CheckpointManifest,
     checkpoint_paths,
+    cold_name,
     rows_name,
 )
 from model.exceptions import CheckpointCorruptError
@@ -39,7 +40,7 @@ def check_checkpoint(path: Path) -> CheckpointManifest:
     """
     manifest = _manifest(path)
     parts = (rows_name(rank, manifest.num_ranks) for rank in range(manifest.num_ranks))
-    _check(path, manifest, (TENSORS, METRICS, *parts))
+    _check(path, manifest, (TENSORS, METRICS, *parts, *(name for name in manifest.files if "/" in name)))
     return manifest
 
 
@@ -89,14 +90,17 @@ def load_latest(folder: Path, ranks: Ranks | None = None) -> Checkpoint | None:
 def _read(path: Path, rank: int, size: int) -> Checkpoint:
     manifest = _manifest(path)
     parts = [rows_name(writer, manifest.num_ranks) for writer in ranks_with(rank, size, of=manifest.num_ranks)]
-    _check(path, manifest, [TENSORS, METRICS, *parts])
+    cold = cold_name(rank, size)
+    tables = [name for name in manifest.files if name.startswith(f"{cold}/")]
+    _check(path, manifest, [TENSORS, METRICS, *parts, *tables])
     try:
         tensors = load_tensors(path / TENSORS)
         if manifest.num_ranks == size:
             tensors |= load_tensors(path / parts[0])
         elif parts:
             tensors |= reshard((load_tensors(path / name) for name in parts), rank, size)
-        return Checkpoint(manifest, tensors, load_arrays(path / METRICS))
+        cold_folder = path / cold if tables else None
+        return Checkpoint(manifest, tensors, load_arrays(path / METRICS), cold_folder=cold_folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointCorruptError(f"checkpoint {path.name} cannot be read: {error}") from error
 
@@ -115,7 +119,8 @@ def _check(path: Path, manifest: CheckpointManifest, names: Iterable[str]) -> No
         length, sha256 = manifest.files[name]
         try:
             with (path / name).open("rb") as file:
-                found, digest = (path / name).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+                found = (path / name).stat().st_size
+                digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else ""
         except FileNotFoundError as error:
             raise CheckpointCorruptError(f"checkpoint {path.name}: {name} is missing") from error
         except OSError as error:

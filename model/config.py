@@ -95,6 +95,11 @@ class ModelConfig:
     starts near one half, and a rare one then spends its first examples on finding out how rare it is."""
 
     def __post_init__(self) -> None:
+        if self.embedding.hot_rows is not None and self.score_regularization.teacher in ("snapshot", "ema"):
+            teacher = self.score_regularization.teacher
+            raise ValueError(
+                f"score_regularization.teacher: {teacher} is not allowed with embedding.hot_rows; none, served"
+            )
         if self.architecture not in NETWORKS:
             raise ValueError(f"architecture: {self.architecture} is not allowed; {', '.join(NETWORKS)}")
         for task, prior in self.priors.items():

@@ -157,6 +157,7 @@ class Trainer:
             config_hash=config_hash,
             depends_on=weights_depend_on(schema, model_config),
         )
+        self._use_cold(None)
         self._skipped_in_row = 0
         self._publisher = self._new_publisher(last_version=0)
         self._publishes = self._publisher is not None
@@ -500,6 +501,11 @@ class Trainer:
         if self.learner.trained.teacher is not None:
             self.learner.trained.teacher.deny(version)
 
+    def _use_cold(self, folder: Path | None) -> None:
+        """Lets rows leave memory, where the configuration says so, into a store as it is in a checkpoint, or empty."""
+        if self._model_config.embedding.hot_rows is not None and self._parts.cold_store is not None:
+            self.learner.trained.table.use_cold(self._parts.cold_store(folder))
+
     def _new_publisher(self, last_version: int) -> Publisher | None:
         if self._parts.store is None:
             return None
@@ -557,6 +563,7 @@ class Trainer:
         rollback = from_lead(self._ranks, lambda: LastRollback(self._watch.last_rollback()), LastRollback).rollback
         checkpoint = checkpoint_after(folder, rollback, self._ranks) if folder is not None else None
         if checkpoint is not None:
+            self._use_cold(checkpoint.cold_folder)
             self._state.take_up(checkpoint)
             manifest = checkpoint.manifest
             self._saved_positions = self.positions

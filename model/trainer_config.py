@@ -6,6 +6,7 @@ from pathlib import Path
 
 from model.canary import CanaryConfig
 from model.checkpoint import FileWriter
+from model.cold_rows import ByteStore
 from model.device import DeviceName
 from model.gate_config import GateConfig
 from model.probe_set import Weights
@@ -90,6 +91,9 @@ class TrainerParts:
     """What writes checkpoints."""
     ranks: Ranks = field(default_factory=Ranks.alone)
     """The ranks that train together; all but the lead have no store."""
+    cold_store: Callable[[Path | None], ByteStore] | None = None
+    """Opens the store of rows that leave memory as a checkpoint's folder has it, or empty, instead of the one before.
+    None: all rows stay in memory, whatever `hot_rows` says."""
     weights: Weights = field(default_factory=dict)
     """Scenario or `default` -> production weight of each task over its scale: the gate's churn is that of the ranking.
     Empty: it is not judged."""

@@ -42,7 +42,13 @@ class TrainerState:
             counters={name: getattr(self.stats, name) for name in KEPT_COUNTS},
             rollback_epoch=rollback_epoch,
         )
-        return Checkpoint(manifest, self.model.state(), self.metrics.state() | self.gate.state_arrays())
+        cold = self.model.table.cold
+        return Checkpoint(
+            manifest,
+            self.model.state(),
+            self.metrics.state() | self.gate.state_arrays(),
+            save_cold=None if cold is None else cold.save,
+        )
 
     def take_up(self, checkpoint: Checkpoint) -> None:
         """Makes the parts what they were.
