@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.delayed_labels import DelayedLabels, Float32Array
 from model.label_policy import Estimate
-from model.metrics import BoolArray
+from model.metrics import BoolArray, Int64Array
 from model.task_heads import SettledRows, TaskHeads
 from stream.schema import PolicyName
 
@@ -49,16 +49,20 @@ class AuxiliaryHeads:
         """Learns from settled rows of one task. Returns False if they were not finite: the steps are left out."""
         return self._of(task).learn(rows)
 
-    def advance(self, delayed: DelayedLabels) -> list[str]:
+    def newest_ms_T(self, delayed: DelayedLabels) -> Int64Array:
+        """Returns per task the newest impression whose policy needs heads, [T]; -1 where there is none."""
+        newest_ms_BT = np.where(delayed.needs_heads_BT(), delayed.impression_ms_B[:, None], -1)
+        newest_ms_T: Int64Array = newest_ms_BT.max(axis=0, initial=-1)
+        return newest_ms_T
+
+    def advance(self, newest_ms_T: Int64Array) -> list[str]:
         """Takes note of a batch that was learned. Returns the tasks whose policy takes over with it."""
-        needs_BT = delayed.needs_heads_BT()
-        for task in np.flatnonzero(needs_BT.any(axis=0)).tolist():
+        for task in np.flatnonzero(newest_ms_T >= 0).tolist():
             self._of(task)
-        newest_ms_BT = np.where(needs_BT, delayed.impression_ms_B[:, None], -1)
-        self._newest_ms_T = np.maximum(self._newest_ms_T, newest_ms_BT.max(axis=0, initial=-1))
+        self._newest_ms_T = np.maximum(self._newest_ms_T, newest_ms_T)
         ready = [
             task
-            for task, heads in self._heads.items()
+            for task, heads in sorted(self._heads.items())
             if heads.num_positives >= self._min_positives and self._policy_after_ms_T[task] == _NEVER
         ]
         self._policy_after_ms_T[ready] = self._newest_ms_T[ready]

@@ -73,6 +73,8 @@ class Lookup(NamedTuple):
     """Per field: lookups, of these on the default row, of these on the missing row."""
     admitted_F: Int64Array
     """Rows to be admitted, per field."""
+    thawed: RowValues | None
+    """Rows that had left memory and will come back; None: none."""
 
     @property
     def num_own(self) -> int:
@@ -83,8 +85,6 @@ class Lookup(NamedTuple):
     def counts(self) -> Int64Array:
         """What ranks would have to add up: nothing."""
         return np.empty(0, np.int64)
-    thawed: RowValues | None
-    """Rows that had left memory and will come back; None: none."""
 
 
 class EmbeddingTable:

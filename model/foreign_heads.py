@@ -10,7 +10,14 @@ from model.losses import multi_scenario_loss
 
 
 def foreign_heads_loss(
-    logits_BMT: Tensor, scenario_B: Tensor, mask_BT: Tensor, weight_BT: Tensor, lambda_BT: Tensor, *, max_weight: float
+    logits_BMT: Tensor,
+    scenario_B: Tensor,
+    mask_BT: Tensor,
+    weight_BT: Tensor,
+    lambda_BT: Tensor,
+    *,
+    max_weight: float,
+    num_rows: int,
 ) -> Tensor:
     """Returns what the heads of scenarios that are not a row's own add to each task's loss, [T].
 
@@ -23,7 +30,13 @@ def foreign_heads_loss(
         loss_T = (
             loss_T
             + multi_scenario_loss(
-                logits_BMT[:, m], label_BT, is_foreign_BT, weight_BT, lambda_BT, max_weight=max_weight
+                logits_BMT[:, m],
+                label_BT,
+                is_foreign_BT,
+                weight_BT,
+                lambda_BT,
+                max_weight=max_weight,
+                num_rows=num_rows,
             ).loss_T
         )
     return loss_T

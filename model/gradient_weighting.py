@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from model.ranks import Ranks
 from model.simplex_qp import equal_mix, onto_simplex, relaxed_mix, shortest_mix
 from model.stateless_weighting import Float64Array, StatelessWeighting, weighted_sum
 
@@ -64,15 +65,16 @@ class PeLtrConfig:
 class MgdaWeighting(StatelessWeighting):
     """The shortest mix of each micro-batch, solved at every step (Sener and Koltun, NeurIPS 2018)."""
 
-    def __init__(self, config: MgdaConfig, num_tasks: int) -> None:
+    def __init__(self, config: MgdaConfig, num_tasks: int, ranks: Ranks) -> None:
         super().__init__(np.full(num_tasks, 1.0 / num_tasks))
         self._normalisation = config.normalisation
+        self._ranks = ranks
 
     def combine(self, loss_T: Tensor, is_present_T: BoolArray, shared_BC: Tensor, step: int) -> Tensor:
         """Returns sum_j w_j L_j, to be run backward; absent tasks weigh 0."""
         present = np.flatnonzero(is_present_T)
         if len(present):
-            gram_PP = _normalised(_gram(loss_T, present, shared_BC), loss_T, present, self._normalisation)
+            gram_PP = _normalised(_gram(loss_T, present, shared_BC, self._ranks), loss_T, present, self._normalisation)
             if np.isfinite(gram_PP).all():
                 self._weight_T = np.zeros(len(is_present_T))
                 self._weight_T[present] = shortest_mix(gram_PP, np.zeros(len(present)))
@@ -86,8 +88,9 @@ class PeLtrWeighting:
     the batch of a solve keeps its weight, and the others share the rest. Weights start equal, as far as the bounds go.
     """
 
-    def __init__(self, config: PeLtrConfig, tasks: Sequence[str]) -> None:
+    def __init__(self, config: PeLtrConfig, tasks: Sequence[str], ranks: Ranks) -> None:
         self._config = config
+        self._ranks = ranks
         self._bound_T = np.array([config.bounds.get(task, 0.0) for task in tasks])
         self._solve = relaxed_mix if config.relaxation == "published" else shortest_mix
         self._weight_T = equal_mix(self._bound_T)
@@ -98,7 +101,7 @@ class PeLtrWeighting:
         self._next_T = self._weight_T
         present = np.flatnonzero(is_present_T)
         if step % self._config.every_steps == 0 and len(present) > 1:
-            gram_PP = _gram(loss_T, present, shared_BC)
+            gram_PP = _gram(loss_T, present, shared_BC, self._ranks)
             if np.isfinite(gram_PP).all():
                 old_P, decay = self._weight_T[present], self._config.decay
                 solved_P = self._solve(gram_PP, self._bound_T[present], float(old_P.sum()))
@@ -130,13 +133,15 @@ class PeLtrWeighting:
             self._weight_T = weight_T
 
 
-def _gram(loss_T: Tensor, present: npt.NDArray[np.int64], shared_BC: Tensor) -> Float64Array:
-    """Returns the inner products of the present tasks' gradients on the representation, [P, P]."""
-    grads = [torch.autograd.grad(loss_T[task], shared_BC, retain_graph=True)[0] for task in present.tolist()]
-    grad_PX = torch.stack(grads).flatten(1)
-    grad_PX = grad_PX.to(torch.promote_types(grad_PX.dtype, torch.float32))
-    gram_PP: Float64Array = (grad_PX @ grad_PX.t()).cpu().numpy().astype(np.float64)
-    return gram_PP
+def _gram(loss_T: Tensor, present: npt.NDArray[np.int64], shared_BC: Tensor, ranks: Ranks) -> Float64Array:
+    """Returns the inner products of the present tasks' gradients on the representation of all ranks' rows, [P, P]."""
+    gram_PP: Float64Array = np.zeros((len(present), len(present)))
+    if shared_BC.requires_grad:  # not on a rank without rows
+        grads = [torch.autograd.grad(loss_T[task], shared_BC, retain_graph=True)[0] for task in present.tolist()]
+        grad_PX = torch.stack(grads).flatten(1)
+        grad_PX = grad_PX.to(torch.promote_types(grad_PX.dtype, torch.float32))
+        gram_PP = (grad_PX @ grad_PX.t()).cpu().numpy().astype(np.float64)
+    return ranks.sum_arrays([gram_PP])[0]
 
 
 def _normalised(

@@ -7,7 +7,7 @@ to after `open_from_rows` of its examples and do in full after `open_full_rows`,
 
 All of it is a function of the examples learned so far, so that replay and resume give the same bits.
 
-Letters: B rows.
+Letters: M scenarios.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -101,11 +101,11 @@ class ScenarioGrowth:
         self._counts.of.pop(name, None)
         self._rows[name] = 0
 
-    def opened(self, scenario_B: Int64Array) -> Iterator[tuple[int, float]]:
+    def opened(self, num_rows_M: Int64Array) -> Iterator[tuple[int, float]]:
         """Takes note of learned rows. Yields index and share of each added scenario that is open further now."""
         for name in self.registry.added:
             index = self.registry.index(name)
-            before, self._rows[name] = self._rows[name], self._rows[name] + int((scenario_B == index).sum())
+            before, self._rows[name] = self._rows[name], self._rows[name] + int(num_rows_M[index])
             if self._config.share(self._rows[name]) != self._config.share(before):
                 yield index, self._config.share(self._rows[name])
 

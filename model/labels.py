@@ -32,6 +32,9 @@ class LabelBatch:
     """What was served with the impressions; for a teacher that is the served score. None: not known."""
     delayed: DelayedLabels | None = None
     """What the policies need whose labels are corrected later; None: all labels are final and weigh 1."""
+    place_B: npt.NDArray[np.int64] | None = None
+    """Place of each row in the micro-batch of all ranks, by which auxiliary heads learn in the order of one rank; None:
+    the rows of rank 0 come first, then those of rank 1, ..."""
 
     def take(self, rows_B: npt.NDArray[np.int64]) -> "LabelBatch":
         """Returns some of the rows, in the given order."""
@@ -44,4 +47,5 @@ class LabelBatch:
             sampling_B=None if self.sampling_B is None else self.sampling_B[rows_B],
             served=None if self.served is None else self.served.take(rows_B),
             delayed=None if self.delayed is None else self.delayed.take(rows_B),
+            place_B=None if self.place_B is None else self.place_B[rows_B],
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.gradient_weighting import MAX_TASKS, MgdaConfig, MgdaWeighting, PeLtrConfig, PeLtrWeighting
 from model.losses import LossConfig
+from model.ranks import Ranks
 from model.stateless_weighting import Float64Array, StatelessWeighting, weighted_sum
 from model.uncertainty_weighting import UncertaintyConfig, UncertaintyWeighting
 
@@ -24,7 +25,8 @@ class LossWeighting(Protocol):
 
         `loss_T` are the tasks' losses (`model.losses.multi_scenario_loss`), `is_present_T` says which tasks have a
         label in the batch, `shared_BC` is the representation that they are computed from, and `step` the number of
-        steps made before this one. What is not finite stays not finite, and reaches no state.
+        steps made before this one. All but `shared_BC`, and the gradients on it, are those of all ranks. What is not
+        finite stays not finite, and reaches no state.
         """
 
     def after_step(self) -> None:
@@ -48,12 +50,13 @@ class FixedWeighting(StatelessWeighting):
         return weighted_sum(loss_T, self._weight_T)
 
 
-def loss_weighting(config: LossConfig, tasks: Sequence[str]) -> LossWeighting:
+def loss_weighting(config: LossConfig, tasks: Sequence[str], ranks: Ranks | None = None) -> LossWeighting:
     """Returns the method that a configuration names.
 
     Raises:
         ValueError: a weight or bound of a task that is none of `tasks`, or more tasks than the method can weigh.
     """
+    ranks = ranks or Ranks.alone()
     bounds = config.pe_ltr.bounds if config.pe_ltr else {}
     for name, weights in (("task_weights", config.task_weights), ("pe_ltr.bounds", bounds)):
         unknown = sorted(set(weights) - set(tasks))
@@ -69,6 +72,6 @@ def loss_weighting(config: LossConfig, tasks: Sequence[str]) -> LossWeighting:
         case "uncertainty":
             return UncertaintyWeighting(config.uncertainty or UncertaintyConfig(), len(tasks))
         case "mgda":
-            return MgdaWeighting(config.mgda or MgdaConfig(), len(tasks))
+            return MgdaWeighting(config.mgda or MgdaConfig(), len(tasks), ranks)
         case "pe_ltr":
-            return PeLtrWeighting(config.pe_ltr or PeLtrConfig(), tasks)
+            return PeLtrWeighting(config.pe_ltr or PeLtrConfig(), tasks, ranks)

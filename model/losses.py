@@ -73,7 +73,7 @@ class BatchLoss(NamedTuple):
 class ScenarioShares:
     """Running share q_MT of the rows that are of scenario i and have the mask of task j on.
 
-    q <- q + eta (count / B - q): a cumulative mean for the first half-life, exponential from then on
+    q <- q + eta (count_MT / B - q): a cumulative mean for the first half-life, exponential from then on
     (eta = 1 - 2^(-B / half_life_rows)).
     """
 
@@ -82,11 +82,8 @@ class ScenarioShares:
         self.share_MT = np.full((num_scenarios, num_tasks), 1.0 / num_scenarios)
         self.num_rows = 0
 
-    def update(self, scenario_B: Int64Array, mask_BT: npt.NDArray[np.bool_]) -> None:
-        """Takes one batch (B at least 1) into account; call it after the step that used the shares."""
-        num_rows = len(scenario_B)
-        count_MT = np.zeros_like(self.share_MT)
-        np.add.at(count_MT, scenario_B, mask_BT)
+    def update(self, count_MT: Int64Array, num_rows: int) -> None:
+        """Takes one batch of B = `num_rows`, at least 1, and its cells into account; call it after the step."""
         if self.num_rows < self._half_life_rows:
             eta = num_rows / (self.num_rows + num_rows)
         else:
@@ -105,28 +102,54 @@ class ScenarioShares:
         return weights_MT
 
 
-def hold_back_positives(
+def cells_of(scenario_B: Int64Array, mask_BT: npt.NDArray[np.bool_], num_scenarios: int) -> Int64Array:
+    """Returns how many cells of each scenario and task have the mask on, [M, T]."""
+    count_MT = np.zeros((num_scenarios, mask_BT.shape[1]), np.int64)
+    np.add.at(count_MT, scenario_B, mask_BT)
+    return count_MT
+
+
+def with_negatives(
     has_negative_MT: npt.NDArray[np.bool_],
-    scenario_B: Int64Array,
+    scenario_B: npt.NDArray[np.int64],
     label_BT: npt.NDArray[np.float32],
     mask_BT: npt.NDArray[np.bool_],
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Returns the cells of `mask_BT` that may be learned, [B, T], and which (scenario, task) have had a negative now.
+) -> npt.NDArray[np.bool_]:
+    """Returns which (scenario, task) have had a negative once the cells of `mask_BT` are learned, [M, T]."""
+    if has_negative_MT.all():
+        return has_negative_MT
+    has_negative_MT = has_negative_MT.copy()
+    np.logical_or.at(has_negative_MT, scenario_B, mask_BT & (label_BT == 0))
+    return has_negative_MT
+
+
+def hold_back_positives(
+    has_negative_MT: npt.NDArray[np.bool_],
+    scenario_B: npt.NDArray[np.int64],
+    label_BT: npt.NDArray[np.float32],
+    mask_BT: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Returns the cells of `mask_BT` that may be learned, [B, T], with the negatives of this micro-batch known.
 
     A (scenario, task) learns no positives before its first negative. Under the label policy `eager` positives run ahead
     of negatives by a label window, so a stream starts with positives only, and a model that learns from those alone
     needs long to recover.
     """
     if has_negative_MT.all():
-        return mask_BT, has_negative_MT
-    is_negative_BT = mask_BT & (label_BT == 0)
-    has_negative_MT = has_negative_MT.copy()
-    np.logical_or.at(has_negative_MT, scenario_B, is_negative_BT)
-    return is_negative_BT | (mask_BT & has_negative_MT[scenario_B]), has_negative_MT
+        return mask_BT
+    trained_BT: npt.NDArray[np.bool_] = mask_BT & ((label_BT == 0) | has_negative_MT[scenario_B])
+    return trained_BT
 
 
 def multi_scenario_loss(
-    logits_BT: Tensor, label_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor, lambda_BT: Tensor, *, max_weight: float
+    logits_BT: Tensor,
+    label_BT: Tensor,
+    mask_BT: Tensor,
+    weight_BT: Tensor,
+    lambda_BT: Tensor,
+    *,
+    max_weight: float,
+    num_rows: int,
 ) -> BatchLoss:
     """Returns each task's (1/B) sum of lambda * weight * BCE over the cells whose mask is on.
 
@@ -135,6 +158,7 @@ def multi_scenario_loss(
     With lambda from `ScenarioShares` the expectation of sum_j L_j is the published sum_i lambda_i sum_j sum_n BCE
     (HiNet, ICDE 2023, lambda_i = 1/|D_i|) divided by M, each (scenario, task) a mean over its own sample space. Masked
     cells are selected away, so they may hold NaN. Weights above `max_weight` are cut to it; never divided by their sum.
+    B is `num_rows`, that of all ranks: their losses add up.
     """
     label_BT = torch.where(mask_BT, label_BT, 0.0)
     weight_BT = torch.where(mask_BT, weight_BT, 0.0)
@@ -143,5 +167,5 @@ def multi_scenario_loss(
     factor_BT = weight_BT.clamp(max=max_weight) * lambda_BT
     logits_BT = torch.where(mask_BT, logits_BT, 0.0)
     bce_BT = F.binary_cross_entropy_with_logits(logits_BT, label_BT, reduction="none")
-    loss_T = (factor_BT * bce_BT).sum(dim=0) / len(logits_BT)
+    loss_T = (factor_BT * bce_BT).sum(dim=0) / num_rows
     return BatchLoss(loss_T, int(capped_BT.sum()))

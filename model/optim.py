@@ -47,13 +47,9 @@ def clip_dense(grads: list[Tensor], norm: float, most: float) -> bool:
     return norm > most
 
 
-def clip_rows(grad_UW: Tensor, norm_U: Tensor, most: float) -> tuple[Tensor, int]:
-    """Returns the rows' gradients of the given norms, none of them longer than `most`, and how many were."""
-    over_U = norm_U > most
-    num_over = int(over_U.sum())
-    if num_over:
-        grad_UW = grad_UW * torch.where(over_U, most / norm_U, 1.0)[:, None]
-    return grad_UW, num_over
+def clip_rows(grad_UW: Tensor, norm_U: Tensor, most: float) -> Tensor:
+    """Returns the rows' gradients of the given norms, none of them longer than `most`."""
+    return grad_UW * torch.where(norm_U > most, most / norm_U, 1.0)[:, None]
 
 
 def faded(accumulator_U: Tensor, age_ms_U: Int64Array, half_life_ms: int) -> Tensor:

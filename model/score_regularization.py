@@ -125,12 +125,17 @@ def scale_of(form: Form, mean_score: Float64Array) -> Float64Array:
             return np.asarray(p * (1 - p) / 2)
 
 
-def regularization_loss(form: Form, z_BT: Tensor, teacher_BT: Tensor, is_held_BT: Tensor, factor_BT: Tensor) -> Tensor:
-    """Returns each task's (1/B) sum of factor * D over the cells of `is_held_BT`, [T]; the others may hold anything."""
+def regularization_loss(
+    form: Form, z_BT: Tensor, teacher_BT: Tensor, is_held_BT: Tensor, factor_BT: Tensor, *, num_rows: int
+) -> Tensor:
+    """Returns each task's (1/B) sum of factor * D over the cells of `is_held_BT`, [T]; the others may hold anything.
+
+    B is `num_rows`, that of all ranks.
+    """
     z_BT = torch.where(is_held_BT, z_BT, 0.0)
     teacher_BT = torch.where(is_held_BT, teacher_BT, 0.0)
     factor_BT = torch.where(is_held_BT, factor_BT, 0.0)
-    return (factor_BT * distance(form, z_BT, teacher_BT)).sum(dim=0) / len(z_BT)
+    return (factor_BT * distance(form, z_BT, teacher_BT)).sum(dim=0) / num_rows
 
 
 class MeanScores:

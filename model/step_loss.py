@@ -20,6 +20,7 @@ from model.labels import LabelBatch
 from model.losses import LossConfig, ScenarioShares, multi_scenario_loss
 from model.metrics import BoolArray
 from model.precision import products_in
+from model.ranks import Ranks
 from model.score_regularization import regularization_loss
 from model.stateless_weighting import weighted_sum
 from model.teacher import Taught
@@ -38,6 +39,8 @@ class StepRows:
     """The cells that are learned: those of the mask whose scenario and task have had a negative."""
     weighed_BT: BoolArray
     """Those of them that weigh what their label policy says, where it says anything."""
+    num_rows: int
+    """Rows of the micro-batch, those of all ranks."""
     taught: Taught | None = None
     """What the teacher says of them; None: nothing."""
 
@@ -54,8 +57,20 @@ class StepLoss(NamedTuple):
     """Those of them with an estimate or weight outside its valid range, cut to it."""
 
 
+class _OfAllRanks(torch.autograd.Function):
+    """The sum of a tensor over the ranks, the same bits on each; backward each has the gradient of its own part."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
+        return ranks.sum_(own.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
 def step_loss(model: TrainedModel, config: ModelConfig, forward: TrainingForward, rows: StepRows) -> StepLoss:
-    """Returns the loss, not yet run backward; of the model only the weighting of the tasks takes note of it.
+    """Returns the loss of all ranks, not yet run backward; of the model only the tasks' weighting takes note of it.
 
     L = sum_j w_j (L_j + R_j) + the network's own: w from `model.loss_weighting`, L_j from `model.losses`, whose weights
     are the examples' times what their label policies say, R_j from `model.score_regularization`. Where the w are
@@ -73,17 +88,26 @@ def step_loss(model: TrainedModel, config: ModelConfig, forward: TrainingForward
 
     lambda_BT = _cell_weights(config.loss, model.shares)[rows.scenario_B]
     cells = tensor(rows.trained_BT), tensor(weight_BT), tensor(lambda_BT)
-    most = config.loss.max_example_weight
-    loss_T, num_capped = multi_scenario_loss(forward.logits_BT, tensor(label_BT), *cells, max_weight=most)
+    most, num_rows = config.loss.max_example_weight, rows.num_rows
+    loss_T, num_capped = multi_scenario_loss(
+        forward.logits_BT, tensor(label_BT), *cells, max_weight=most, num_rows=num_rows
+    )
     if net.learns_foreign_heads:
         with products_in(config.precision, device.type):
             all_BMT = net.all_head_logits(forward.c_BC).float()
-        loss_T = loss_T + foreign_heads_loss(all_BMT, tensor(rows.scenario_B), *cells, max_weight=most)
+        foreign_T = foreign_heads_loss(all_BMT, tensor(rows.scenario_B), *cells, max_weight=most, num_rows=num_rows)
+        loss_T = loss_T + foreign_T
     # What weighs nothing has nothing to say; NaN counts, so that the finite check sees it.
     is_present_T = (rows.trained_BT & (weight_BT != 0)).any(axis=0)
-    loss = model.weighting.combine(loss_T, is_present_T, forward.c_BC, model.num_steps)
+    held_T = torch.zeros_like(loss_T)
     if rows.taught is not None:
         held_T = _held_T(config, forward.own_BT, rows, rows.taught, lambda_BT)
+    if model.ranks.size > 1:
+        parts = torch.stack([loss_T, held_T, tensor(is_present_T).to(loss_T.dtype)])
+        loss_T, held_T, num_present_T = _OfAllRanks.apply(parts, model.ranks)  # type: ignore[no-untyped-call]
+        is_present_T = num_present_T.cpu().numpy() > 0
+    loss = model.weighting.combine(loss_T, is_present_T, forward.c_BC, model.num_steps)
+    if rows.taught is not None or (model.teacher is not None and model.ranks.size > 1):
         loss = loss + weighted_sum(held_T, model.weighting.weights())
     auxiliary_loss = net.auxiliary_loss()
     if auxiliary_loss is not None:
@@ -99,7 +123,9 @@ def _held_T(
     if rows.labels.sampling_B is not None:
         factor_BT = factor_BT * np.minimum(rows.labels.sampling_B, config.loss.max_example_weight)[:, None]
     is_held_BT, factor = (torch.from_numpy(array).to(z_BT.device) for array in (taught.is_held_BT, factor_BT))
-    return regularization_loss(config.score_regularization.form, z_BT, taught.z_BT, is_held_BT, factor)
+    return regularization_loss(
+        config.score_regularization.form, z_BT, taught.z_BT, is_held_BT, factor, num_rows=rows.num_rows
+    )
 
 
 def _policy_weights(

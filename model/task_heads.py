@@ -86,6 +86,8 @@ class SettledRows:
     delay_ms_N: Int64Array
     observe_ms_N: Int64Array
     window_ms_N: Int64Array
+    place_N: Int64Array
+    """Place of the row in its micro-batch: the order in which it is learned."""
 
 
 class TaskHeads:

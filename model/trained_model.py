@@ -20,24 +20,38 @@ from model.loss_weighting import loss_weighting
 from model.losses import ScenarioShares
 from model.metrics import Int64Array
 from model.network import Network
+from model.ranks import Ranks
 from model.scenario_registry import ScenarioRegistry
 from model.seeding import named_generator
 from model.shapes import check_same_shapes
+from model.sharded_rows import ShardedRows
 from model.teacher import Teacher
+from model.whole_rows import Rows, WholeRows
 from stream.schema import SchemaConfig
 
 STATE_FORMAT = 6
 
 
 class TrainedModel:
-    """The parts of a model in training; the learner's steps change them."""
+    """The parts of a model in training; the learner's steps change them.
+
+    On several ranks each has the embedding rows that it owns, and all the rest as the others have it, to the bit.
+    """
 
     def __init__(
-        self, schema: SchemaConfig, layout: InputLayout, config: ModelConfig, seed: int, device: torch.device
+        self,
+        schema: SchemaConfig,
+        layout: InputLayout,
+        config: ModelConfig,
+        seed: int,
+        device: torch.device,
+        ranks: Ranks,
     ) -> None:
         num_scenarios, num_tasks = len(schema.scenarios), len(schema.tasks)
         self.growth = ScenarioGrowth(schema, config.growth)
-        self.table = EmbeddingTable(layout, config.embedding, seed, device)
+        self.ranks = ranks
+        self.table = EmbeddingTable(layout, config.embedding, seed, device, ranks)
+        self.rows: Rows[Any] = WholeRows(self.table) if ranks.size == 1 else ShardedRows(self.table, ranks)
         # Drawn on the CPU, so that a seed gives the same network everywhere.
         self.net = config.build_network(layout.network_shape(schema), seed=seed).to(device)
         for index, task in enumerate(schema.tasks):
@@ -55,7 +69,7 @@ class TrainedModel:
             seed=seed,
         )
         self.shares = ScenarioShares(num_scenarios, num_tasks, config.loss.half_life_rows)
-        self.weighting = loss_weighting(config.loss, tuple(schema.tasks))
+        self.weighting = loss_weighting(config.loss, tuple(schema.tasks), ranks)
         self.has_negative_MT = np.zeros((num_scenarios, num_tasks), np.bool_)
         """Where a negative was learned, so that positives may be."""
         self.num_steps = 0
@@ -106,14 +120,15 @@ class TrainedModel:
             net.add_scenario(self.registry.index(self.registry.parents[name]))
         return net.to(self.table.weight.device)
 
-    def open_scenarios(self, scenario_B: Int64Array) -> None:
+    def open_scenarios(self, num_rows_M: Int64Array) -> None:
         """Takes note of learned rows: added scenarios open to the others as theirs become more."""
-        for index, share in self.growth.opened(scenario_B):
+        for index, share in self.growth.opened(num_rows_M):
             self.net.open_scenario(index, share)
 
     def step_noise(self) -> torch.Generator:
-        """Returns what the next step draws its dropout masks from: the same after a resume."""
-        return named_generator(self._seed, f"step/{self.num_steps}")
+        """Returns what the next step draws its dropout masks from: the same after a resume, each rank its own."""
+        own = f"/{self.ranks.rank}" if self.ranks.rank else ""
+        return named_generator(self._seed, f"step/{self.num_steps}{own}")
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything for a bit-exact resume, flat, as copies in host memory."""

@@ -51,3 +51,15 @@ def training_forward(net: Network, inputs: NetworkInputs, precision: Precision) 
         score_BT=score_BT,
         shown_BT=score_BT + bias_BT.detach(),
     )
+
+
+def no_forward(net: Network, device: torch.device) -> TrainingForward:
+    """Returns what a network makes of no rows, without running it: no parameter gets a gradient by it."""
+    nothing_BT = torch.empty(0, net.shape.num_tasks, device=device)
+    return TrainingForward(
+        c_BC=torch.empty(0, net.representation_width, device=device),
+        logits_BT=nothing_BT,
+        own_BT=nothing_BT,
+        score_BT=nothing_BT,
+        shown_BT=nothing_BT,
+    )

@@ -202,6 +202,7 @@ def settled(num_rows: int, label: float) -> SettledRows:
         delay_ms_N=5 * ones,
         observe_ms_N=OBSERVE_MS * ones,
         window_ms_N=WINDOW_MS * ones,
+        place_N=np.arange(num_rows),
     )
 
 
@@ -210,13 +211,13 @@ def test_the_policy_takes_over_for_slates_shown_after_all_that_was_seen() -> Non
     assert heads.cold_BT(delayed_at(1)).all()
     heads.learn(0, settled(9, 1.0))
     heads.learn(0, settled(50, 0.0))
-    assert heads.advance(delayed_at(700, 300)) == []
+    assert heads.advance(heads.newest_ms_T(delayed_at(700, 300))) == []
     assert heads.cold_BT(delayed_at(10**12)).all(), "nine positives are not ten"
     heads.learn(0, settled(1, 1.0))
-    assert heads.advance(delayed_at(500)) == [TASK]
+    assert heads.advance(heads.newest_ms_T(delayed_at(500))) == [TASK]
     assert heads.cold_BT(delayed_at(699, 700, 701))[:, 0].tolist() == [True, True, False]
     heads.learn(0, settled(5, 1.0))
-    assert heads.advance(delayed_at(900)) == [], "only once"
+    assert heads.advance(heads.newest_ms_T(delayed_at(900))) == [], "only once"
     assert heads.cold_BT(delayed_at(700, 701))[:, 0].tolist() == [True, False]
 
 

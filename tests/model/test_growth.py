@@ -250,6 +250,7 @@ def test_auxiliary_heads_know_the_new_scenario_as_their_donor() -> None:
             delay_ms_N=rng.integers(1, 9_000, num),
             observe_ms_N=np.full(num, 3_000),
             window_ms_N=np.full(num, 10_000),
+            place_N=np.arange(num),
         )
 
     assert heads.learn(0, settled(rng.integers(0, 2, num)))
@@ -332,8 +333,8 @@ def test_a_crash_changes_no_bit(
             grow(name)
         raise CrashError
 
-    def crash_opening(scenario_B: npt.NDArray[np.int64]) -> None:
-        open_scenarios(scenario_B)
+    def crash_opening(num_rows_M: npt.NDArray[np.int64]) -> None:
+        open_scenarios(num_rows_M)
         if len(model.registry.names) == 3 and 0.3 < opened(crashing) < 1.0:
             raise CrashError
 

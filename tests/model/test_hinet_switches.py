@@ -172,7 +172,7 @@ def test_loss_of_foreign_heads_takes_every_row_for_a_negative() -> None:
                 if m != own and mask_BT[b, j]:
                     negative = -np.log(1.0 - 1.0 / (1.0 + np.exp(-logits_BMT[b, m, j].item())))
                     expected_T[j] += lambda_BT[b, j].item() * min(weight_BT[b, j].item(), 5.0) * negative / 4
-    ours_T = foreign_heads_loss(logits_BMT, scenario_B, mask_BT, weight_BT, lambda_BT, max_weight=5.0)
+    ours_T = foreign_heads_loss(logits_BMT, scenario_B, mask_BT, weight_BT, lambda_BT, max_weight=5.0, num_rows=4)
     assert torch.allclose(ours_T, torch.tensor(expected_T).double(), rtol=1e-12)
 
 

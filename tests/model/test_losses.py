@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.losses import LossConfig, ScenarioShares, multi_scenario_loss
+from model.losses import LossConfig, ScenarioShares, cells_of, multi_scenario_loss
 
 torch.set_num_threads(1)
 
@@ -15,8 +15,12 @@ def bce(z: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def loss_of(z, y, mask, weight, lam, max_weight=10.0):
-    tensors = (torch.tensor(np.asarray(a)) for a in (z, y, mask, weight, lam))
-    return multi_scenario_loss(*tensors, max_weight=max_weight)
+    tensors = [torch.tensor(np.asarray(a)) for a in (z, y, mask, weight, lam)]
+    return multi_scenario_loss(*tensors, max_weight=max_weight, num_rows=len(z))
+
+
+def update(shares: ScenarioShares, scenario_B: np.ndarray, mask: np.ndarray) -> None:
+    shares.update(cells_of(scenario_B, mask, len(shares.share_MT)), len(scenario_B))
 
 
 def test_value_and_cap_by_hand() -> None:
@@ -34,7 +38,7 @@ def test_masked_cells_may_hold_anything() -> None:
     mask = torch.tensor([[True, False], [True, True]])
     label = torch.tensor([[1.0, torch.nan], [0.0, 1.0]])
     weight = torch.tensor([[1.0, torch.inf], [1.0, 1.0]])
-    loss_T, num_capped = multi_scenario_loss(z, label, mask, weight, torch.ones(2, 2), max_weight=10.0)
+    loss_T, num_capped = multi_scenario_loss(z, label, mask, weight, torch.ones(2, 2), max_weight=10.0, num_rows=2)
     loss_T.sum().backward()
     assert loss_T.isfinite().all() and num_capped == 0
     assert z.grad is not None and z.grad.isfinite().all() and z.grad[0, 1] == 0
@@ -44,8 +48,8 @@ def test_masked_cells_may_hold_anything() -> None:
 def test_a_bad_label_or_weight_under_the_mask_shows(bad: float) -> None:
     ones, on = torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)
     z = torch.zeros(1, 1)
-    assert not multi_scenario_loss(z, bad * ones, on, ones, ones, max_weight=10.0).loss_T.isfinite()
-    assert not multi_scenario_loss(z, ones, on, bad * ones, ones, max_weight=10.0).loss_T.isfinite()
+    assert not multi_scenario_loss(z, bad * ones, on, ones, ones, max_weight=10.0, num_rows=1).loss_T.isfinite()
+    assert not multi_scenario_loss(z, ones, on, bad * ones, ones, max_weight=10.0, num_rows=1).loss_T.isfinite()
 
 
 def test_doubling_all_rows_leaves_the_loss() -> None:
@@ -60,16 +64,16 @@ def test_shares_are_a_cumulative_mean_then_exponential() -> None:
     shares = ScenarioShares(2, 1, half_life_rows=8)
     assert shares.share_MT.tolist() == [[0.5], [0.5]]
     mask = np.ones((4, 1), bool)
-    shares.update(np.array([0, 0, 0, 1]), mask)
-    shares.update(np.array([0, 1, 1, 1]), mask)
+    update(shares, np.array([0, 0, 0, 1]), mask)
+    update(shares, np.array([0, 1, 1, 1]), mask)
     assert shares.share_MT.tolist() == [[0.5], [0.5]]
-    shares.update(np.zeros(8, np.int64), np.ones((8, 1), bool))  # one half-life: half the way to (1, 0)
+    update(shares, np.zeros(8, np.int64), np.ones((8, 1), bool))  # one half-life: half the way to (1, 0)
     assert shares.share_MT == pytest.approx(np.array([[0.75], [0.25]]))
 
 
 def test_shares_count_only_cells_with_the_mask_on() -> None:
     shares = ScenarioShares(2, 2, half_life_rows=100)
-    shares.update(np.array([0, 1]), np.array([[True, False], [True, True]]))
+    update(shares, np.array([0, 1]), np.array([[True, False], [True, True]]))
     assert shares.share_MT.tolist() == [[0.5, 0.0], [0.5, 0.5]]
     assert shares.scenario_weights(10.0).tolist() == [[1.0, 10.0], [1.0, 1.0]]
 
@@ -86,7 +90,7 @@ def test_the_mean_over_a_stream_is_the_mean_of_the_scenarios_means() -> None:
         lam = shares.scenario_weights(10.0)[scenario_B]
         if step >= 200:
             losses.append(loss_of(z, y, mask, np.ones((64, 1)), lam).loss_T.item())
-        shares.update(scenario_B, mask)
+        update(shares, scenario_B, mask)
     draws = rng.normal(size=200_000)
     expected = np.mean([(bce(m + draws, 1.0) + bce(m + draws, 0.0)).mean() / 2 for m in scenario_mean_logit])
     standard_error = np.std(losses) / np.sqrt(len(losses))

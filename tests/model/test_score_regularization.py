@@ -117,7 +117,7 @@ def test_the_term_is_a_mean_over_rows_and_silent_cells_may_hold_anything() -> No
     tensors = [torch.tensor(array, dtype=torch.float64) for array in (z, teacher)]
     held, factors = torch.tensor(is_held), torch.tensor(factor)
     student = tensors[0].requires_grad_()
-    found = regularization_loss("ce", student, tensors[1], held, factors)
+    found = regularization_loss("ce", student, tensors[1], held, factors, num_rows=7)
     expected = [
         sum(factor[b, t] * plain_distance("ce", z[b, t], teacher[b, t]) for b in range(7) if is_held[b, t]) / 7
         for t in range(2)
@@ -154,7 +154,7 @@ def test_the_term_is_weighted_as_the_labels_are() -> None:
     batch = replace(labels(rng, 6), sampling_B=np.array([1, 2, 0.5, 0, 3, 30], np.float32))
     on, scenario = np.ones((6, 2), np.bool_), np.array([0, 0, 1, 1, 2, 2])
     teacher, held, factor = rng.normal(size=(6, 2)), rng.random((6, 2)) < 0.7, rng.uniform(0, 2, (6, 2))
-    rows = StepRows(scenario_B=scenario, labels=batch, trained_BT=on, weighed_BT=on)
+    rows = StepRows(scenario_B=scenario, labels=batch, trained_BT=on, weighed_BT=on, num_rows=len(scenario))
     taught = Taught(torch.tensor(teacher, dtype=torch.float32), held, factor.astype(np.float32))
     without = step_loss(learner.trained, config, forward, rows).loss
     with_term = step_loss(learner.trained, config, forward, replace(rows, taught=taught)).loss
