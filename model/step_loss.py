@@ -105,7 +105,7 @@ def step_loss(model: TrainedModel, config: ModelConfig, forward: TrainingForward
     if model.ranks.size > 1:
         parts = torch.stack([loss_T, held_T, tensor(is_present_T).to(loss_T.dtype)])
         loss_T, held_T, num_present_T = _OfAllRanks.apply(parts, model.ranks)  # type: ignore[no-untyped-call]
-        is_present_T = num_present_T.cpu().numpy() > 0
+        is_present_T = num_present_T.detach().cpu().numpy() > 0
     loss = model.weighting.combine(loss_T, is_present_T, forward.c_BC, model.num_steps)
     if rows.taught is not None or (model.teacher is not None and model.ranks.size > 1):
         loss = loss + weighted_sum(held_T, model.weighting.weights())
