@@ -252,7 +252,8 @@ def test_selector_takes_in_pods_that_there_are(manifest: Manifest) -> None:
         found = [workload for workload in WORKLOADS if selects(selector, pod_labels(workload))]
         assert found, selector
         if manifest["kind"] in ("StatefulSet", "Deployment", "Service", "PodDisruptionBudget"):
-            assert [workload["metadata"]["name"] for workload in found] == [manifest["metadata"]["name"]]
+            of_all = manifest["metadata"]["name"].removesuffix("-pods")
+            assert [workload["metadata"]["name"] for workload in found] == [of_all]
 
 
 def test_services_reach_the_ports_and_the_page_finds_every_process() -> None:
@@ -272,11 +273,14 @@ def test_services_reach_the_ports_and_the_page_finds_every_process() -> None:
 
 
 def test_scaler_and_budget_are_of_what_there_is() -> None:
-    [scaler] = of_kind("HorizontalPodAutoscaler")
-    target = scaler["spec"]["scaleTargetRef"]
-    [scaled] = [m for m in manifests() if named(m) == f"{target['kind']}/{target['name']}"]
-    assert "replicas" not in scaled["spec"], "the autoscaler says how many"
-    assert scaler["spec"]["minReplicas"] >= 2, "the disruption budget leaves one"
+    scalers = {scaler["metadata"]["name"]: scaler["spec"] for scaler in of_kind("HorizontalPodAutoscaler")}
+    assert scalers.keys() == {"joiner", "ranker"}
+    for scaler in scalers.values():
+        target = scaler["scaleTargetRef"]
+        [scaled] = [m for m in manifests() if named(m) == f"{target['kind']}/{target['name']}"]
+        assert "replicas" not in scaled["spec"], "the autoscaler says how many"
+        assert scaler["minReplicas"] >= 2, "the disruption budget leaves one"
+    assert scalers["joiner"]["maxReplicas"] == load_config(RUN).kafka.num_partitions, "more would have nothing to do"
 
 
 def test_policies_allow_the_ports_there_are_and_deny_the_rest() -> None:
