@@ -41,6 +41,8 @@ class Reply(NamedTuple):
     degraded: Sequence[str]
     problems: Sequence[str]
     """What is wrong with the answer, in words."""
+    ranker: str = ""
+    """Which ranker answered, where a load balancer says so."""
 
 
 class _Prepared(NamedTuple):
@@ -63,6 +65,8 @@ class Users:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_NUM_WORKERS)]
         self._threads.append(threading.Thread(target=self._arrive, daemon=True))
         self.continuity = Continuity()
+        """What must hold between all answers; behind a load balancer `continuities` has one per ranker."""
+        self.continuities: dict[str, Continuity] = {"": self.continuity}
         self.replies: list[Reply] = []
         self.num_skipped = 0
         """Users who went away because too many were waiting: the machine is too slow for the load."""
@@ -103,13 +107,13 @@ class Users:
 
     def _rank(self, connection: http.client.HTTPConnection, due_s: float, request: _Prepared) -> RankResponse | None:
         sent_ms = self._now_ms()
-        status, body = _post(connection, RANK, request.body)
+        status, body, ranker = _post(connection, RANK, request.body)
         done_ms, done_s = self._now_ms(), time.monotonic()
         answer, problems = rank_problems(request.asked, self._rules, status, body)
         if answer is not None:
-            problems += self.continuity.problems(answer, sent_ms, done_ms)
+            problems += self.continuities.setdefault(ranker, Continuity()).problems(answer, sent_ms, done_ms)
         degraded = answer.degraded if answer is not None else ()
-        self.replies.append(Reply(RANK, due_s, done_s, status, degraded, problems))
+        self.replies.append(Reply(RANK, due_s, done_s, status, degraded, problems, ranker))
         return answer
 
     def _click(self, connection: http.client.HTTPConnection, request: _Prepared, answer: RankResponse) -> None:
@@ -119,12 +123,16 @@ class Users:
             "ts": self._now_ms(), "event_id": f"{answer.request_id}:{item_id}",
         }  # fmt: skip
         due_s = time.monotonic()
-        status, body = _post(connection, FEEDBACK, json.dumps([click]).encode())
-        self.replies.append(Reply(FEEDBACK, due_s, time.monotonic(), status, (), feedback_problems(1, status, body)))
+        status, body, ranker = _post(connection, FEEDBACK, json.dumps([click]).encode())
+        problems = feedback_problems(1, status, body)
+        self.replies.append(Reply(FEEDBACK, due_s, time.monotonic(), status, (), problems, ranker))
 
 
-def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes]:
-    """Returns status and body; 0 where there is no answer. A kept connection that was closed is opened once more."""
+def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes, str]:
+    """Returns status, body and which ranker it was; status 0: no answer.
+
+    A kept connection that was closed is opened once more.
+    """
     is_kept = connection.sock is not None
     try:
         try:
@@ -137,13 +145,13 @@ def _post(connection: http.client.HTTPConnection, path: str, body: bytes) -> tup
     except (OSError, http.client.HTTPException):
         with contextlib.suppress(OSError):
             connection.close()
-        return 0, b""
+        return 0, b"", ""
 
 
-def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes]:
+def _exchange(connection: http.client.HTTPConnection, path: str, body: bytes) -> tuple[int, bytes, str]:
     connection.request("POST", path, body, {"Content-Type": "application/json"})
     response = connection.getresponse()
-    return response.status, response.read()
+    return response.status, response.read(), response.headers.get("X-Freshrank-Ranker", "")
 
 
 def _prepare(world: World, scenarios: Sequence[str], rng: np.random.Generator, now_ms: int) -> list[_Prepared]:
