@@ -153,6 +153,12 @@ OTHERS = (
     MetricRow("freshrank_trainer_table_lookups_total", "counter", _FIELD, "Values looked up to learn from them."),
     MetricRow("freshrank_trainer_table_default_lookups_total", "counter", _FIELD, "Those found without a row yet."),
     MetricRow("freshrank_trainer_table_missing_lookups_total", "counter", _FIELD, "Those that an event left out."),
+    MetricRow("freshrank_trainer_hot_rows", "gauge", (), "Embedding rows in the memory of this process."),
+    MetricRow("freshrank_trainer_cold_rows", "gauge", (), "Those of this process that left memory: `hot_rows` is set."),
+    MetricRow("freshrank_trainer_cold_lookups_total", "counter", (), "Values looked for among these, by batch."),
+    MetricRow("freshrank_trainer_cold_hits_total", "counter", (), "Those that were there."),
+    MetricRow("freshrank_trainer_cooled_rows_total", "counter", (), "Rows that left memory."),
+    MetricRow("freshrank_trainer_cold_store_seconds_total", "counter", (), "Time spent waiting for their store."),
     MetricRow(
         "freshrank_trainer_scenario_attention_ratio",
         "gauge",

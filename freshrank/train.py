@@ -242,6 +242,14 @@ def rank_readings(trainer: "Trainer") -> "Iterator[Reading]":
             yield Reading("freshrank_trainer_table_evictions_total", count, (name, cause))
     for name, occupancy in ids.occupancy().items():
         yield Reading("freshrank_trainer_table_occupancy_ratio", occupancy, (name,))
+    yield Reading("freshrank_trainer_hot_rows", len(ids.ids))
+    if ids.cold is not None:
+        yield Reading("freshrank_trainer_cold_rows", len(ids.cold))
+        stats = ids.cold.stats
+        yield Reading("freshrank_trainer_cold_lookups_total", stats.asked)
+        yield Reading("freshrank_trainer_cold_hits_total", stats.found)
+        yield Reading("freshrank_trainer_cooled_rows_total", stats.cooled)
+        yield Reading("freshrank_trainer_cold_store_seconds_total", stats.store_s)
 
 
 def readings(trainer: "Trainer") -> "Iterator[Reading]":

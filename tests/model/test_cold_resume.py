@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from freshrank.cold_store import ColdStore
+from freshrank.metrics import exposition, registry
+from freshrank.scrape import Scrape
+from freshrank.train import readings
 from model.checkpoint import FileWriter, checkpoint_paths
 from model.checkpoint_load import check_checkpoint
 from model.config import ModelConfig
@@ -167,6 +170,18 @@ def test_kill_9_changes_no_bit_and_leaves_what_is_kept(tmp_path: Path, wait_unti
     kept = checkpoint_paths(checkpoints)
     assert len(kept) == CONFIG.keep_checkpoints and all(check_checkpoint(path).num_ranks == 1 for path in kept)
     store.close()
+
+
+def test_the_pages_show_what_left_memory() -> None:
+    tiered = trainer()
+    tiered.run(never)
+    scrape = Scrape.parse(exposition(registry("trainer", lambda: readings(tiered)))[0].decode())
+    table = tiered.learner.trained.table
+    assert table.cold is not None
+    assert scrape.value("freshrank_trainer_hot_rows") == len(table.ids) > 0
+    assert scrape.value("freshrank_trainer_cold_rows") == len(table.cold) > 0
+    assert scrape.value("freshrank_trainer_cold_hits_total") == table.cold.stats.found > 0
+    assert scrape.value("freshrank_trainer_cold_store_seconds_total") == table.cold.stats.store_s > 0
 
 
 def test_a_teacher_that_is_a_copy_is_refused() -> None:
