@@ -67,8 +67,8 @@ def test_the_balancer_comes_with_the_profile_and_asks_all_rankers() -> None:
     run = load_config(ROOT / "configs/compose.yaml")
     assert SERVICES["balancer"]["environment"]["RANKERS"] == run.monitor.ranker
     text = (ROOT / "docker/haproxy.cfg").read_text()
-    checked_s = 2 * 0.5  # `fall 2 inter 500ms`
-    assert "inter 500ms" in text and "fall 2" in text
+    checked_s = 0.5 + 2 * 0.1
+    assert "inter 500ms fastinter 100ms fall 3" in text
     assert run.ranker.server.drain_s > checked_s + 1, "a ranker that drains must be seen to, before it closes"
     assert run.ranker.server.drain_s + run.ranker.server.shutdown_timeout_s < 30, "stop_grace_period"
     assert re.findall(r"retry-on (.*)", text) == ["conn-failure"], "/v1/rank logs what it shows: nothing is asked twice"
