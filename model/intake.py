@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from model.batching import Part, RowsAbout
 from model.checkpoint import Position
-from model.examples import ExampleDecoder
+from model.examples import DecodedExamples, ExampleDecoder
 from model.exceptions import ExampleError
 from model.source import ExampleMessage
 from model.trainer_stats import TrainerStats
@@ -29,7 +29,8 @@ class Intake:
         now_ms: Callable[[], int],
         stats: TrainerStats,
     ) -> None:
-        self._decoder = decoder
+        self.decode: Callable[[bytes], DecodedExamples] = decoder.decode
+        """Makes rows of a message."""
         self._batch_rows = batch_rows
         self._dead_letter = dead_letter
         self._now_ms = now_ms
@@ -61,7 +62,7 @@ class Intake:
         self._next_offset[message.partition] = message.offset + 1
         order_ms, watermark_ms, settle_ms, rows = -1, -1, 0, None
         try:
-            decoded = self._decoder.decode(message.value)
+            decoded = self.decode(message.value)
         except ExampleError as error:
             self._stats.dead_letters += 1
             self._dead_letter(message, str(error))

@@ -33,6 +33,9 @@ class TrainerConfig:
     """How long a row may wait for its micro-batch to fill; not used by `deterministic`; at least 1."""
     poll_messages: int = 64
     """Messages of one poll, at most; at least 1."""
+    decode_ahead: int = 0
+    """Messages that a thread of its own decodes while a micro-batch is learned, at most; 0: none. Made for a device
+    that does the arithmetic, where this process has a core to spare; a `deterministic` run ends with the same bits."""
     deterministic: bool = False
     """Micro-batches depend on the log alone, so that every run over it ends with the same bits: no `max_wait_ms`, and
     partitions are merged by watermark, which waits for (and buffers beside) a partition that brings nothing. The bits
@@ -69,6 +72,8 @@ class TrainerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        if self.decode_ahead < 0:
+            raise ValueError(f"decode_ahead: {self.decode_ahead} is not allowed; at least 0")
 
 
 def _ignore_dead_letter(message: ExampleMessage, error: str) -> None:
