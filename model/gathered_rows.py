@@ -14,7 +14,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from model.calibrator import Pairs
 from model.lead import heard
 from model.ranks import Ranks
 from model.scenario_registry import ScenarioRegistry
@@ -31,14 +30,9 @@ class Export(msgspec.Struct, frozen=True, tag=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, tag=True):
-    """Said by the lead: what came of a publish."""
+    """Said by the lead: what came of a publish, that is, whether a version went live."""
 
-    version: int = 0
-    """The version that went live; 0 if none did."""
-    released: int = 0
-    """The version that the stable lane serves."""
-    calibration: Pairs = {}
-    """Of the version that went live."""
+    is_live: bool
 
 
 class GatheredModel:
@@ -69,8 +63,8 @@ class GatheredModel:
         return gathered(self._ranks, _export(self._model, kind))
 
 
-def follow(ranks: Ranks, model: TrainedModel) -> Outcome:
-    """Takes part in the lead's publish, on another rank. Returns what came of it.
+def follow(ranks: Ranks, model: TrainedModel) -> None:
+    """Takes part in the lead's publish, on another rank.
 
     Raises:
         RankLostError: the lead ends.
@@ -80,9 +74,8 @@ def follow(ranks: Ranks, model: TrainedModel) -> Outcome:
         if isinstance(word, Outcome):
             break
         gathered(ranks, _export(model, word.kind))
-    if word.version:
+    if word.is_live:
         model.mark_promoted()
-    return word
 
 
 def gathered(ranks: Ranks, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,23 +2,13 @@
 
 import logging
 
-import msgspec
-
 from model.calibrator import Pairs
 from model.exceptions import StoreUnavailableError
+from model.snapshot import Manifest
 from model.store import SnapshotStore
 from model.trained_model import TrainedModel
 
 logger = logging.getLogger(__name__)
-
-
-class KnownVersions(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Versions that a store has."""
-
-    calibration: dict[int, Pairs] = {}
-    """Of each of them."""
-    released: int = 0
-    """The one that the stable lane serves; 0 for none."""
 
 
 class TeacherReleases:
@@ -28,34 +18,30 @@ class TeacherReleases:
         self._model = model
         self._waiting: dict[int, Pairs] = {}
 
-    def published(self, version: int, calibration: Pairs, watermark_ms: int) -> None:
+    def published(self, manifest: Manifest, watermark_ms: int) -> None:
         """Takes note of a version that was just exported: nothing was learned since, so a copy is that version."""
         teacher = self._model.teacher
         if teacher is None:
             return
         if teacher.is_due:
-            self._model.take_teacher(version, watermark_ms)
-        self._waiting[version] = calibration
+            self._model.take_teacher(manifest.version, watermark_ms)
+        self._waiting[manifest.version] = manifest.calibration
 
     def released(self, version: int) -> None:
         """Lets teach what the stable lane serves, and what it served before."""
         for waiting in sorted(waiting for waiting in self._waiting if waiting <= version):
             self._model.promote_teacher(waiting, self._waiting.pop(waiting))
 
-    def take_up(self, known: KnownVersions) -> None:
+    def take_up(self, store: SnapshotStore) -> None:
         """Takes note of the versions that a store has, after a restart: their scores come with the log."""
-        self._waiting |= known.calibration
-        if known.released:
-            self.released(known.released)
-
-
-def known_versions(store: SnapshotStore) -> KnownVersions:
-    """Returns what a store knows of versions; nothing if it does not answer."""
-    try:
-        found = [store.manifest(version) for version in store.versions()]
-        stable = store.pointer("stable")
-    except StoreUnavailableError as error:
-        logger.warning("Earlier versions not known, what they served does not teach error=%s", error)
-        return KnownVersions()
-    calibration = {manifest.version: manifest.calibration for manifest in found if manifest is not None}
-    return KnownVersions(calibration=calibration, released=stable.version if stable is not None else 0)
+        if self._model.teacher is None:
+            return
+        try:
+            found = [store.manifest(version) for version in store.versions()]
+            stable = store.pointer("stable")
+        except StoreUnavailableError as error:
+            logger.warning("Earlier versions not known, what they served does not teach error=%s", error)
+            return
+        self._waiting |= {manifest.version: manifest.calibration for manifest in found if manifest is not None}
+        if stable is not None:
+            self.released(stable.version)

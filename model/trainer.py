@@ -10,7 +10,6 @@ itself. One of them, the lead, keeps the metrics, judges, publishes, and says on
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,42 +23,39 @@ from model.canary import Canary
 from model.checkpoint import Position, save_checkpoint
 from model.compatibility import weights_depend_on
 from model.config import ModelConfig
-from model.decode_ahead import DecodeAhead
 from model.device import device_of
 from model.examples import ExampleDecoder, TrainRows
-from model.exceptions import RankLostError, TrainingDivergedError
+from model.exceptions import TrainingDivergedError
 from model.features import EncodedBatch
 from model.gate import PublishGate
 from model.gate_data import BatchCounts
 from model.gate_means import GateMeans
 from model.gate_watch import GateWatch
-from model.gathered_rows import GatheredModel, Outcome, follow
 from model.intake import Intake
 from model.labels import LabelBatch
-from model.lead import Ended, from_lead, sentence_of
+from model.lead import from_lead
 from model.learner import Learner
 from model.pace import Pace
 from model.progressive import ProgressiveMetrics
-from model.publish import Identity, Progress, Published, Publisher, PublishStats
+from model.publish import Identity, Progress, Publisher, PublishStats
+from model.publishing import Publishing
 from model.rank_checks import check_shared
 from model.ranks import Ranks
 from model.rollback import checkpoint_after
 from model.served_teacher import ServedScores
 from model.snapshot import Manifest
-from model.source import ExampleMessage, ExampleSource
+from model.source import ExampleMessage
 from model.step_columns import StepColumns
 from model.step_gather import gathered
 from model.step_report import StepReport
 from model.store import Rollback
-from model.teacher_releases import KnownVersions, TeacherReleases, known_versions
+from model.teacher_releases import TeacherReleases
 from model.trainer_config import TrainerConfig, TrainerParts
 from model.trainer_state import TrainerState
 from model.trainer_stats import TrainerGauges, TrainerStats
 from stream.schema import SchemaConfig
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_PUBLISH_MS = 60_000
 
 
 class Decision(msgspec.Struct, frozen=True, tag=True):
@@ -70,8 +66,6 @@ class Decision(msgspec.Struct, frozen=True, tag=True):
     is_holding: bool
     looks_at_gates: bool
     """Whether to look at the experts' gates in the next micro-batch."""
-    released: int
-    """The version that the stable lane serves."""
 
 
 class LastRollback(msgspec.Struct, frozen=True, tag=True):
@@ -109,7 +103,7 @@ class Trainer:
         self._ranks = self._parts.ranks
         self._config_hash = config_hash
         self._run_id = run_id
-        self.learner = Learner(schema, model_config, config.seed, device_of(config.device))
+        self.learner = Learner(schema, model_config, config.seed, device_of(config.device), self._ranks)
         self.metrics = ProgressiveMetrics(
             schema.scenarios, tuple(schema.tasks), config.metrics, schema.max_window_ms, model_config.calibration
         )
@@ -161,11 +155,13 @@ class Trainer:
         )
         self._use_cold(None)
         self._skipped_in_row = 0
-        self._publisher = self._new_publisher(last_version=0)
-        self._publishes = self._publisher is not None
+        self._publishing = Publishing(
+            self.learner.trained, self._ranks, interval_ms=config.publish_interval_ms, now_ms=now_ms
+        )
+        self._publishing.publisher = self._new_publisher(last_version=0)
+        self._publishing.is_on = self._parts.store is not None
         self._looks_at_gates = False
-        self._published_step = 0
-        self._until_publish, self._until_checkpoint = Pace(now_ms), Pace(now_ms)
+        self._until_checkpoint = Pace(now_ms)
         self._saved_positions: dict[int, Position] = {}
 
     @property
@@ -195,17 +191,9 @@ class Trainer:
         source = self._parts.source
         if source is None:
             raise ValueError("source: none given; use train_message, or give one")
-        if not self._config.decode_ahead:
-            self._run(source, should_stop)
-            return
-        ahead = DecodeAhead(source, self._intake.decode, max_messages=self._config.decode_ahead)
-        self._intake.decode = ahead.decode
-        with closing(ahead):
-            self._run(ahead, should_stop)
-
-    def _run(self, source: ExampleSource, should_stop: Callable[[], bool]) -> None:
         hashes = {"config hash": self._config_hash, "schema hash": self._schema.schema_hash()}
-        self._publishes = self._feed.meet(Hello(sorted(source.partitions()), hashes, self._publishes))
+        hello = Hello(sorted(source.partitions()), hashes, self._parts.store is not None)
+        self._publishing.is_on = self._feed.meet(hello)
         if self._parts.checkpoint_dir is not None:
             check_shared(self._ranks, self._parts.checkpoint_dir)
         self.resume()
@@ -253,8 +241,8 @@ class Trainer:
         oldest_ms = self._feed.batcher.oldest_ms()
         if oldest_ms is not None and not self._config.deterministic:
             longest_ms = min(longest_ms, oldest_ms + self._config.max_wait_ms - self._now_ms())
-        if self._publisher is not None and self.learner.num_steps > self._published_step:
-            longest_ms = min(longest_ms, self._until_publish.left_ms())
+        if self._publishing.has_news:
+            longest_ms = min(longest_ms, self._publishing.left_ms())
         return max(1, longest_ms)
 
     def _train(self, parts: list[Part]) -> None:
@@ -285,7 +273,7 @@ class Trainer:
         """
         self._watch.look(
             self._intake.positions,
-            self._publisher,
+            self._publishing.publisher,
             now_ms=self._now_ms(),
             watermark_ms=self.gauges.watermark_ms,
             grace_ms=max(part.settle_ms for part in parts) - self._schema.max_window_ms,
@@ -298,17 +286,14 @@ class Trainer:
         if parts is not None:
             self._look(parts)
         return Decision(
-            publishes=self._is_publish_due(),
+            publishes=self._publishing.is_due(),
             saves=self._until_checkpoint.is_due(),
             is_holding=self.gate.is_holding,
             looks_at_gates=self.gate_means.is_due(self._now_ms()),
-            released=self.publish_stats.released,
         )
 
     def _heed(self, decision: Decision) -> None:
-        if not self._ranks.is_lead:
-            self.gate.is_holding = decision.is_holding
-            self._teachers.released(decision.released)
+        self.gate.is_holding = decision.is_holding
         self._looks_at_gates = decision.looks_at_gates
         if decision.publishes:
             self.publish()
@@ -364,7 +349,7 @@ class Trainer:
         """
         seen = StepColumns.of(rows, batch.scenario_B, logit_BT)
         counts: BatchCounts | None = None
-        if self._publishes:
+        if self._publishing.is_on:
             counts = self.gate.count(batch, self.learner.trained.table.counters)
         whole = gathered(self._ranks, seen, counts, parts, self._feed.rank_of)
         if whole is None:
@@ -387,11 +372,11 @@ class Trainer:
             first_BT=seen.first_BT,
             delayed=seen.delayed,
         )
-        if self._publisher is not None:
+        if self._publishing.publisher is not None:
             feedback_ms_BE = seen.feedback_ms_BT[:, self._eager_T]
             row_N, task_N = np.nonzero(feedback_ms_BE >= 0)
             written_ms_B = np.repeat([part.written_ms for part in parts], [part.num_rows for part in parts])
-            self._publisher.feedback.add(feedback_ms_BE[row_N, task_N], written_ms_B[row_N], self._now_ms())
+            self._publishing.publisher.feedback.add(feedback_ms_BE[row_N, task_N], written_ms_B[row_N], self._now_ms())
 
     def _count_unknown(self, parts: Sequence[Part]) -> None:
         """Counts what was learned of scenarios that are no part of the model, and adds those that have enough."""
@@ -438,11 +423,7 @@ class Trainer:
 
     def publish_if_due(self) -> Manifest | None:
         """Publishes if something was learned and the interval is over. Returns what went live, if anything."""
-        return self.publish() if self._is_publish_due() else None
-
-    def _is_publish_due(self) -> bool:
-        is_new = self.learner.num_steps > self._published_step
-        return self._publisher is not None and is_new and self._until_publish.is_due()
+        return self.publish() if self._publishing.is_due() else None
 
     def publish(self) -> Manifest | None:
         """Publishes now. Returns what went live; None if nothing did (counted and logged), or on another rank.
@@ -450,35 +431,14 @@ class Trainer:
         Raises:
             StaleEpochError: another trainer has taken over publishing.
         """
-        model = self.learner.trained
-        if not self._publishes:
-            return None
-        if not self._ranks.is_lead:
-            outcome = follow(self._ranks, model)
-            if outcome.version:
-                self._teachers.published(outcome.version, outcome.calibration, self.gauges.watermark_ms)
-            self._teachers.released(outcome.released)
-            return None
-        try:
-            manifest = self._publish(model if self._ranks.size == 1 else GatheredModel(model, self._ranks))
-        except Exception as error:
-            if not isinstance(error, RankLostError):
-                self._ranks.broadcast(msgspec.msgpack.encode(Ended(sentence_of(error))))
-            raise
-        released = self.publish_stats.released
-        said = Outcome(released=released)
+        manifest = self._publishing.publish(self._progress)
         if manifest is not None:
-            said = Outcome(version=manifest.version, released=released, calibration=manifest.calibration)
-            self._teachers.published(manifest.version, manifest.calibration, self.gauges.watermark_ms)
-            self._teachers.released(released)
-        self._ranks.broadcast(msgspec.msgpack.encode(said))
+            self._teachers.published(manifest, self.gauges.watermark_ms)
+            self._teachers.released(self.publish_stats.released)
         return manifest
 
-    def _publish(self, model: Published) -> Manifest | None:
-        assert self._publisher is not None
-        started_ms = self._now_ms()
-        self._until_publish.wait(self._config.publish_interval_ms)
-        progress = Progress(
+    def _progress(self) -> Progress:
+        return Progress(
             step=self.learner.num_steps,
             watermark_ms=self.gauges.watermark_ms,
             offsets={partition: position.offset for partition, position in self._intake.positions.items()},
@@ -486,21 +446,13 @@ class Trainer:
             rows=self.stats.examples,
             calibration=self.metrics.calibration(),
         )
-        manifest = self._publisher.publish(model, progress)
-        if manifest is not None:
-            self._published_step = manifest.step
-        else:
-            # A store that hangs costs a time-out per attempt: at most a quarter of the time goes into those.
-            took_ms = min(max(0, self._now_ms() - started_ms), _LONGEST_PUBLISH_MS)  # or the clock was set meanwhile
-            self._until_publish.wait(max(self._config.publish_interval_ms - took_ms, 3 * took_ms))
-        return manifest
 
     def _renew_teacher(self) -> None:
         """Publishes at once, so that when the teacher is copied depends on event time alone.
 
         If that fails, the next version that goes live is copied. Where nothing is published every copy teaches.
         """
-        if self._publishes:
+        if self._publishing.is_on:
             self.publish()
             return
         model = self.learner.trained
@@ -547,7 +499,7 @@ class Trainer:
         started_ms = self._now_ms()
         try:
             checkpoint = self._state.checkpoint(
-                version=self._publisher.last_version if self._publisher else 0,
+                version=self._publishing.publisher.last_version if self._publishing.publisher else 0,
                 epoch=self.publish_stats.epoch,
                 rollback_epoch=self._watch.rollback_epoch,
             )
@@ -570,7 +522,7 @@ class Trainer:
         Raises:
             CheckpointMismatchError: it is of a config that these weights cannot follow; says what changed.
         """
-        store, folder, model = self._parts.store, self._parts.checkpoint_dir, self.learner.trained
+        folder = self._parts.checkpoint_dir
         rollback = from_lead(self._ranks, lambda: LastRollback(self._watch.last_rollback()), LastRollback).rollback
         checkpoint = checkpoint_after(folder, rollback, self._ranks) if folder is not None else None
         if checkpoint is not None:
@@ -578,11 +530,10 @@ class Trainer:
             self._state.take_up(checkpoint)
             manifest = checkpoint.manifest
             self._saved_positions = self.positions
-            self._publisher = self._new_publisher(last_version=manifest.version)
+            self._publishing.publisher = self._new_publisher(last_version=manifest.version)
             logger.info("Resumed from a checkpoint step=%d positions=%s", manifest.step, manifest.positions)
-        if model.teacher is not None and self._publishes:
-            known = from_lead(self._ranks, lambda: known_versions(store) if store else KnownVersions(), KnownVersions)
-            self._teachers.take_up(known)
+        if self._parts.store is not None:
+            self._teachers.take_up(self._parts.store)
         if rollback is not None and folder is not None:
             self._intake.quarantine = rollback.quarantine
             known_epoch = checkpoint.manifest.rollback_epoch if checkpoint is not None else 0

@@ -90,7 +90,7 @@ def test_a_fault_of_a_version_is_blocked_by_its_check(
     healthy.offset += 1
     model, live = trainer.learner.trained, store.pointer()
     full, delta = model.serving_full, model.serving_delta
-    monkeypatch.setattr(trainer._publisher, "_deltas_since_full", 1_000 if export == "full" else 0)
+    monkeypatch.setattr(trainer._publishing.publisher, "_deltas_since_full", 1_000 if export == "full" else 0)
     monkeypatch.setattr(model, "serving_full", lambda: fault(full()))
     monkeypatch.setattr(model, "serving_delta", lambda: fault(delta()))
     rows = trainer.stats.examples

@@ -18,7 +18,7 @@ from model.served_teacher import ServedScores, ServedTeacher
 from model.source import MemoryExampleSource
 from model.store import MemorySnapshotStore
 from model.teacher import Taught, Teacher
-from model.teacher_releases import TeacherReleases, known_versions
+from model.teacher_releases import TeacherReleases
 from model.trainer import Trainer
 from stream.schema import SchemaConfig
 from tests.model.example_log import MODEL, Clock, new_trainer, partition_log
@@ -390,7 +390,7 @@ def test_a_version_on_trial_teaches_when_it_is_released() -> None:
     probe, releases = learner.encode(columns(rng, 5, 20)), TeacherReleases(learner.trained)
     teacher = teacher_of(learner)
     falls = [teacher.falls_due(watermark_ms) for watermark_ms in (1, 101)]
-    releases.published(manifest.version, manifest.calibration, 101)
+    releases.published(manifest, 101)
     assert falls == [False, True] and ask(learner, probe, all_on(20)) is None
     releases.released(manifest.version - 1)
     assert ask(learner, probe, all_on(20)) is None
@@ -400,5 +400,5 @@ def test_a_version_on_trial_teaches_when_it_is_released() -> None:
     other = learner_of(replace(SNAPSHOT, teacher_refresh_ms=100))
     other.trained.load_state(state, meta)
     assert ask(other, probe, all_on(20)) is None
-    TeacherReleases(other.trained).take_up(known_versions(store))
+    TeacherReleases(other.trained).take_up(store)
     assert ask(other, probe, all_on(20)) is not None
