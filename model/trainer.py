@@ -10,6 +10,7 @@ itself. One of them, the lead, keeps the metrics, judges, publishes, and says on
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from model.canary import Canary
 from model.checkpoint import Position, save_checkpoint
 from model.compatibility import weights_depend_on
 from model.config import ModelConfig
+from model.decode_ahead import DecodeAhead
 from model.device import device_of
 from model.examples import ExampleDecoder, TrainRows
 from model.exceptions import TrainingDivergedError
@@ -44,7 +46,7 @@ from model.ranks import Ranks
 from model.rollback import checkpoint_after
 from model.served_teacher import ServedScores
 from model.snapshot import Manifest
-from model.source import ExampleMessage
+from model.source import ExampleMessage, ExampleSource
 from model.step_columns import StepColumns
 from model.step_gather import gathered
 from model.step_report import StepReport
@@ -191,6 +193,15 @@ class Trainer:
         source = self._parts.source
         if source is None:
             raise ValueError("source: none given; use train_message, or give one")
+        if not self._config.decode_ahead:
+            self._run(source, should_stop)
+            return
+        ahead = DecodeAhead(source, self._intake.decode, max_messages=self._config.decode_ahead)
+        self._intake.decode = ahead.decode
+        with closing(ahead):
+            self._run(ahead, should_stop)
+
+    def _run(self, source: ExampleSource, should_stop: Callable[[], bool]) -> None:
         hashes = {"config hash": self._config_hash, "schema hash": self._schema.schema_hash()}
         hello = Hello(sorted(source.partitions()), hashes, self._parts.store is not None)
         self._publishing.is_on = self._feed.meet(hello)
