@@ -25,7 +25,7 @@ from model.checkpoint import (
     rows_name,
 )
 from model.exceptions import CheckpointCorruptError
-from model.rank_checks import check_shared, problem_of_any
+from model.rank_checks import problem_of_any
 from model.ranks import Ranks
 from model.reshard import ranks_with, reshard
 
@@ -66,12 +66,8 @@ def whole_checkpoints(folder: Path, ranks: Ranks | None = None) -> Iterator[Chec
     """Yields the checkpoints that are whole, newest first, each once it is asked for. Says which ones it had to skip.
 
     All ranks ask alike; which checkpoints there are the lead says.
-
-    Raises:
-        CheckpointFolderError: the ranks do not share the folder.
     """
     ranks = ranks or Ranks.alone()
-    check_shared(ranks, folder)
     names = msgspec.json.encode([path.name for path in checkpoint_paths(folder)])
     for name in msgspec.json.decode(ranks.broadcast(names), type=list[str]):
         try:
