@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt fmt-check lint type imports bench chaos drills smoke docs clean
+.PHONY: help demo test check fmt fmt-check lint type imports bench chaos drills scale smoke docs clean
 
 help: ## List these recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ chaos: $(INSTALLED) ## Torment joiners on real Kafka (KAFKA_HOME), then verify e
 
 drills: $(INSTALLED) ## Break one thing after the other on real Kafka (KAFKA_HOME) and Redis, under users who check every answer
 	$(BIN)/python -m tests.drills --json benchmarks/results/drills.json
+
+scale: $(INSTALLED) ## Joiners and rankers on hosts of their own (namespaces), moved, killed, cut off; needs root, KAFKA_HOME, haproxy
+	$(BIN)/python -m tests.scale
 
 smoke: ## Run docker-compose.yml: everything healthy, a ranking that changes, the trainer killed; needs Docker
 	$(PYTHON) deploy/smoke.py $(SMOKE)
