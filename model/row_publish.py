@@ -75,6 +75,7 @@ class RowPublisher:
         self._width = width
         self._stats = stats
         self._at: RowsAt | None = None
+        self._live_version = 0
         self._floor = 0  # the oldest version that must find its rows
         self._untidy: deque[tuple[int, Int64Array]] = deque()  # by version, buckets in which some key has several
         self._unneeded: set[str] = set()  # generations that no lane served when we last looked
@@ -94,7 +95,7 @@ class RowPublisher:
         if is_full and self.needs_full():
             return self._begin(epoch, version)
         assert self._at is not None, "the first version is a full one"
-        self._at = RowsAt(self._at.generation, self._at.num_buckets, version)
+        self._at = RowsAt(self._at.generation, self._at.num_buckets, version, self._live_version)
         keys_N, weights_NW = self._model.cooled()
         self._merge(self._at, records_of(keys_N, version, weights_NW.float().numpy()))
         self._merge(self._at, removals_of(self._model.evicted(), version, self._width))
@@ -107,6 +108,8 @@ class RowPublisher:
 
     def went_live(self, snapshots: SnapshotStore, *, is_full: bool) -> None:
         """Step 5. What fails is logged, and done after a later version: nothing hangs on it."""
+        assert self._at is not None, "a version that went live was written"
+        self._live_version = self._at.version
         try:
             if is_full:
                 self._floor = min(snapshots.versions(), default=0)

@@ -31,6 +31,9 @@ class RowsAt(msgspec.Struct, frozen=True):
     """A power of two."""
     version: int
     """As of which version: a copy of an older version, after a rollback, keeps that of the older one."""
+    since: int = 0
+    """Rows that have become others in the store since this version are in the payload's `rows.cooled` and
+    `rows.evicted`."""
 
 
 class RowStore(Protocol):

@@ -109,6 +109,11 @@ class ServingModel:
         return self._registry.scored_as(scenario)
 
     @property
+    def row_width(self) -> int:
+        """Floats per row."""
+        return self._layout.width
+
+    @property
     def num_rows(self) -> int:
         """Values that have a row of their own."""
         return len(self._rows)

@@ -205,8 +205,12 @@ class TrainedModel:
         self.adam.param_groups[0]["params"] = list(self.parameters.values())
 
     def serving_full(self) -> dict[str, Tensor]:
-        """Returns what serving needs, no optimiser state: complete, but for rows that left memory (`cold_rows`)."""
-        return self._serving(since=0) | {"rows.evicted": torch.empty(0, dtype=torch.int64)}
+        """Returns what serving needs, no optimiser state: complete, but for rows that left memory (`cold_rows`).
+
+        Where such rows are, `rows.evicted` is told all the same: readers keep some of them.
+        """
+        tensors = self._serving(since=0)
+        return tensors if self.table.cold is not None else tensors | {"rows.evicted": tensors["rows.evicted"][:0]}
 
     def serving_delta(self) -> dict[str, Tensor]:
         """Returns what changed since the last promoted export: rows, evicted keys, and all that is small.

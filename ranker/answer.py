@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ranker.api import (
     DegradedReason,
     FeedbackResponse,
@@ -15,11 +18,14 @@ from ranker.event_log import EventLog
 from ranker.exceptions import BufferFullError, RequestError
 from ranker.follow import SnapshotFollower
 from ranker.freshness import FreshnessRecorder
+from ranker.live import LiveModel
 from ranker.rank import rank, request_columns
-from ranker.request import RequestDecoder
+from ranker.request import CheckedRequest, RequestDecoder
+from ranker.row_fetch import NoRows, RowReader
 from ranker.score_shift import ScoreShift
 from ranker.sequences import SequenceReader
 from ranker.stats import RankerStats
+from stream.schema import Sequence
 from utility_blender.blend import Blender
 
 
@@ -41,6 +47,8 @@ class Ranker:
     """A clock that never goes back, in seconds, for durations."""
     new_request_id: Callable[[], str]
     """Returns an id nobody else has."""
+    rows: RowReader = field(default_factory=NoRows)
+    """Finds rows that are not in memory, of models that have such."""
     last_weights: dict[str, dict[str, float]] = field(default_factory=dict)
     """By scenario, the weights of its last ranking by task; where it explored, those drawn around. For the metrics."""
 
@@ -62,8 +70,17 @@ class Ranker:
             raise
         sequence, has_no_sequence = await self.sequences.read(request.user_id)
         live, now_ms = self.follower.live, self.now_ms()
+        scores_NT, lacks_rows = None, False
+        if live is not None and live.manifest.cold_rows is not None:
+            scores_NT, lacks_rows = await self._scores(live, request, sequence, now_ms)
         response, impression = rank(
-            request, sequence, live, self.blender, request_id=self.new_request_id(), now_ms=now_ms
+            request,
+            sequence,
+            live,
+            self.blender,
+            request_id=self.new_request_id(),
+            now_ms=now_ms,
+            scores_NT=scores_NT,
         )
         if impression.served is not None and self.follower.lane == "canary":
             impression.served.lane = self.follower.lane
@@ -76,6 +93,7 @@ class Ranker:
                 self.follower.churn.saw(columns, request.listed_scenario)
         beside: dict[DegradedReason, bool] = {
             "sequence": has_no_sequence,
+            "rows": lacks_rows,
             "snapshots": not self.follower.is_current,
             "impressions": not self.log.impression(impression),
         }
@@ -92,6 +110,17 @@ class Ranker:
         self.stats.degraded.update(response.degraded)
         self.stats.latency_ms.observe((self.elapsed_s() - start_s) * 1000)
         return response
+
+    async def _scores(
+        self, live: LiveModel, request: CheckedRequest, sequence: Sequence, now_ms: int
+    ) -> tuple[NDArray[np.float32], bool]:
+        """Returns the scores of a model some of whose rows are not in memory, and whether it had to do without some."""
+        looked = live.model.look_up(live.model.encode(request_columns(request, sequence, now_ms)))
+        keys_N = live.model.keys_without_row(looked)
+        if not len(keys_N):
+            return live.model.score_rows(looked), False
+        rows, is_degraded = await self.rows.fetch(live, keys_N)
+        return live.model.score_rows(looked, rows), is_degraded
 
     def feedback(self, body: bytes) -> FeedbackResponse:
         """Answers `POST /v1/feedback`.
@@ -118,6 +147,7 @@ class Ranker:
             "no_model": self.follower.live is None,
             "snapshots": not self.follower.is_current,
             "sequence": self.sequences.is_down,
+            "rows": self.rows.is_down,
             "impressions": self.log.is_full,
         }
         degraded = [reason for reason, is_so in beside.items() if is_so]

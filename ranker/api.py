@@ -11,9 +11,10 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Id = Annotated[str | Int64, msgspec.Meta(description="A string that is not empty; integers are turned into strings.")]
 
 
-DegradedReason = Literal["no_model", "non_finite", "sequence", "impressions", "snapshots"]
+DegradedReason = Literal["no_model", "non_finite", "sequence", "rows", "impressions", "snapshots"]
 """What an answer had to do without: any model (input order), finite scores (input order), the user's sequence (empty),
-the log (the impression was dropped), news from the snapshot store (the last version goes on)."""
+rows that are not in memory (default ones), the log (the impression was dropped), news from the snapshot store (the last
+version goes on)."""
 
 
 class CandidateColumns(msgspec.Struct):

@@ -6,6 +6,7 @@ from typing import get_args
 from model.store import Lane
 from ranker.door import DoorConfig
 from ranker.request import RequestLimits
+from ranker.row_fetch_config import RowFetchConfig
 from ranker.sequences import SequenceConfig
 from ranker.server import ServerConfig
 from ranker.watcher import WatcherConfig
@@ -23,6 +24,8 @@ class RankerConfig:
     """What a request may ask for."""
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
     """Reading the user's last actions."""
+    rows: RowFetchConfig = field(default_factory=RowFetchConfig)
+    """Reading rows that are not in memory, of models that have such (`model.embedding.hot_rows`)."""
     watcher: WatcherConfig = field(default_factory=WatcherConfig)
     """Following the snapshots."""
     lane: Lane = "stable"

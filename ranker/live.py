@@ -1,16 +1,20 @@
 """The model that serves, and how it grows from one snapshot to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.exceptions import SnapshotFiniteError, SnapshotFormatError, SnapshotGapError
 from model.features import RowColumns
+from model.hashing import Int64Array
 from model.payload_view import Payload
+from model.row_store import RowsAt
 from model.scenario_registry import ScenarioRegistry
 from model.serving import ServingModel
 from model.snapshot import Manifest, open_snapshot
@@ -18,6 +22,21 @@ from stream.schema import SchemaConfig
 
 DELTA_WARM_UP_ROWS = 64
 """Rows of a request that are scored for nobody after a delta."""
+MAX_CHANGES = 16
+"""Versions back for which a live model knows which rows have become others in the row store."""
+
+
+class RowChanges(NamedTuple):
+    """Which rows have become others in the row store with a version."""
+
+    at: RowsAt
+    keys: Int64Array
+
+    @classmethod
+    def of(cls, at: RowsAt, tensors: Mapping[str, Tensor]) -> "RowChanges":
+        """Returns what a payload says. Rows in it are in memory, so nobody asks the store for them until they cool."""
+        told = (tensors[name].numpy() for name in ("rows.cooled", "rows.evicted") if name in tensors)
+        return cls(at, np.concatenate([np.empty(0, np.int64), *told]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +45,19 @@ class LiveModel:
 
     manifest: Manifest
     model: ServingModel
+    changes: tuple[RowChanges, ...] = ()
+    """Of the last versions up to this one, oldest first, where rows may be elsewhere than in memory."""
+
+    def changed_since(self, before: RowsAt) -> Int64Array | None:
+        """Returns the keys of the rows that are others in the store than they were as of `before`; None: not known."""
+        at = self.manifest.cold_rows
+        if at is None or (before.generation, before.num_buckets) != (at.generation, at.num_buckets):
+            return None
+        later = [change for change in self.changes if change.at.version > before.version]
+        known = [before.version, *(change.at.version for change in later)]
+        if known[-1] != at.version or any(change.at.since > up_to for change, up_to in zip(later, known, strict=False)):
+            return None
+        return np.unique(np.concatenate([np.empty(0, np.int64), *(change.keys for change in later)]))
 
     def scored_as(self, scenario: str) -> str:
         """Returns the scenario whose part of the model scores a request: its own, or the default one."""
@@ -58,12 +90,21 @@ def next_live(
         if manifest.kind == "full":
             config = msgspec.convert(manifest.model_config, ModelConfig)
             registry = ScenarioRegistry.restored(schema, manifest.scenarios, manifest.scenario_parents)
-            return LiveModel(manifest, ServingModel.from_full(schema, config, tensors, registry, manifest.calibration))
+            model = ServingModel.from_full(schema, config, tensors, registry, manifest.calibration)
+            return LiveModel(manifest, model, _changes(held, manifest, tensors))
         if held is None or held.manifest.version != manifest.base_version:
             raise SnapshotGapError(f"delta {manifest.version} is built on version {manifest.base_version}")
-        return LiveModel(manifest, held.model.apply_delta(tensors, manifest.calibration))
+        model = held.model.apply_delta(tensors, manifest.calibration)
+        return LiveModel(manifest, model, _changes(held, manifest, tensors))
     except ValueError as error:  # msgspec's ValidationError is one
         raise SnapshotFormatError(f"tensors make no network: version={manifest.version} error={error}") from error
+
+
+def _changes(held: LiveModel | None, manifest: Manifest, tensors: Mapping[str, Tensor]) -> tuple[RowChanges, ...]:
+    if manifest.cold_rows is None:
+        return ()
+    before = held.changes[1 - MAX_CHANGES :] if held is not None else ()
+    return (*before, RowChanges.of(manifest.cold_rows, tensors))
 
 
 def warm_up(live: LiveModel, columns: RowColumns) -> None:

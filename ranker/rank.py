@@ -73,15 +73,18 @@ def rank(
     *,
     request_id: str,
     now_ms: int,
+    scores_NT: NDArray[np.float32] | None = None,
 ) -> Ranking:
-    """Returns the slate of a request and its impression.
+    """Returns the slate of a request and its impression. `scores_NT`: the model's, where they are known already.
 
     Without a model, or if the model's scores are not finite, the slate is the input's order and says so in `degraded`.
     Propensity is 1 where the order followed from fixed weights. Where the weights were drawn it is left out: what is
     known then is their density (`served.log_density`), and the candidates that were not shown are logged with their
     scores, from which the probability of any slate can be computed.
     """
-    scored = None if live is None else _score(request, sequence, live, blender, request_id=request_id, now_ms=now_ms)
+    scored = None
+    if live is not None:
+        scored = _score(request, sequence, live, blender, request_id=request_id, now_ms=now_ms, scores_NT=scores_NT)
     if live is None or scored is None:
         return _in_input_order(request, sequence, "no_model" if live is None else "non_finite", request_id, now_ms)
     order_N = order_of(scored.utility_N, request.item_ids, request.size)
@@ -130,7 +133,14 @@ def rank(
 
 
 def _score(
-    request: CheckedRequest, sequence: Sequence, live: LiveModel, blender: Blender, *, request_id: str, now_ms: int
+    request: CheckedRequest,
+    sequence: Sequence,
+    live: LiveModel,
+    blender: Blender,
+    *,
+    request_id: str,
+    now_ms: int,
+    scores_NT: NDArray[np.float32] | None,
 ) -> Scored | None:
     """Scores and blends; None if a utility is not finite."""
     features = {"user": request.user_features, "context": request.context_features}
@@ -141,7 +151,8 @@ def _score(
         user_id=request.user_id,
         num_actions=len(sequence.item_id),
     )
-    scores_NT = live.score(request_columns(request, sequence, now_ms))
+    if scores_NT is None:
+        scores_NT = live.score(request_columns(request, sequence, now_ms))
     utility_N = blender.utility(scores_NT, drawn.weights_T, drawn.scale_T)
     if not np.isfinite(utility_N).all():
         return None

@@ -1,4 +1,4 @@
-"""The one Redis command that stands in the way of an answer, on one connection that all requests share.
+"""The Redis commands that stand in the way of an answer, on one connection that all requests share.
 
 Commands are pipelined, and replies come in the order of the commands. A caller that stops waiting leaves its place in
 the queue, so a slow Redis costs no reconnect and no reply is taken for another's. A read takes 50 us here against
@@ -9,15 +9,19 @@ time counts even when scoring kept the loop busy past the limit.
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio.connection import parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+Reply = bytes | list[bytes | None] | None
+
 MAX_UNHEARD = 10
 """Timeouts without a single byte from Redis after which the connection counts as lost, though nobody has closed it."""
+
+_BULK, _ARRAY, _ERROR = b"$*-"
 
 CONNECT_LIMIT_S = 1.0
 """After so long an attempt to connect is given up for a new one. Where packets vanish the kernel itself tries again
@@ -25,7 +29,7 @@ after 1, 2, 4, 8, ... seconds: it would notice that they come through again as l
 
 
 class RedisGets:
-    """`GET` for one event loop. Connects when first asked and again after every loss.
+    """`GET` and `MGET` for one event loop. Connects when first asked and again after every loss.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`, with user, password, database and the files for TLS
@@ -42,14 +46,29 @@ class RedisGets:
         """Returns the value of `key`; None if there is none.
 
         Raises:
+            TimeoutError, OSError, redis.exceptions.RedisError: as `mget`.
+        """
+        value = await self._reply(timeout_ms, "GET", key)
+        assert not isinstance(value, list)
+        return value
+
+    async def mget(self, keys: Sequence[str], timeout_ms: int) -> list[bytes | None]:
+        """Returns the value of each of these keys, at least one; None for those that have none.
+
+        Raises:
             TimeoutError: no reply in time, connecting included.
             OSError, redis.exceptions.RedisError: the connection cannot be made or was lost, or Redis refuses.
         """
+        values = await self._reply(timeout_ms, "MGET", *keys)
+        assert isinstance(values, list)
+        return values
+
+    async def _reply(self, timeout_ms: int, *words: str) -> Reply:
         timeout_s = timeout_ms / 1000
         connection = self._connection
         if connection is None or connection.is_lost:
             connection = await asyncio.wait_for(asyncio.shield(self._connect()), timeout_s)
-        reply = connection.ask("GET", key)
+        reply = connection.ask(*words)
         limit = asyncio.get_running_loop().call_later(timeout_s, _give_up, reply)
         try:
             return await reply
@@ -103,24 +122,27 @@ class RedisGets:
 
 
 class _Connection(asyncio.Protocol):
-    """Commands out, replies in, in the same order. Knows the two forms of reply that `GET`, AUTH and SELECT have."""
+    """Commands out, replies in, in the same order. Knows the replies of `GET`, `MGET`, AUTH, SELECT."""
 
     def __init__(self) -> None:
         self.is_lost = False
         self.unheard = 0
         """Timeouts since the last byte from Redis."""
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[asyncio.Future[bytes | None]] = deque()
+        self._waiting: deque[asyncio.Future[Reply]] = deque()
         self._received = bytearray()
+        self._array: list[bytes | None] = []
+        self._num_left = 0
+        """Entries of the array still to come."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def ask(self, *words: str) -> "asyncio.Future[bytes | None]":
+    def ask(self, *words: str) -> "asyncio.Future[Reply]":
         """Sends a command and returns its reply to come."""
         assert self._transport is not None, "asked before it was connected"
-        reply: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append(reply)
         encoded = [word.encode() for word in words]
         self._transport.write(
@@ -136,24 +158,37 @@ class _Connection(asyncio.Protocol):
             if not reply.done():
                 settle(reply)
 
-    def _next_reply(self) -> Callable[["asyncio.Future[bytes | None]"], None] | None:
+    def _next_reply(self) -> Callable[["asyncio.Future[Reply]"], None] | None:
         """Takes one reply off what was received. Returns what settles its future; None: not all of it is there."""
-        end = self._received.find(b"\r\n")
-        if end < 0:
-            return None
-        kind, line, value = self._received[:1], bytes(self._received[1:end]), None
-        end += 2
-        if kind == b"$" and line != b"-1":
-            size = int(line)
-            if len(self._received) < end + size + 2:
-                return None
-            value = bytes(self._received[end : end + size])
-            end += size + 2
-        del self._received[:end]
-        if kind == b"-":
-            error = ResponseError(line.decode(errors="replace"))
-            return lambda reply: reply.set_exception(error)
-        return lambda reply: reply.set_result(value)
+        received, start, value = self._received, 0, None
+        while (end := received.find(b"\r\n", start)) >= 0:
+            kind, line, after = received[start], bytes(received[start + 1 : end]), end + 2
+            if kind == _ARRAY and not self._num_left:
+                self._array, self._num_left, start = [], int(line), after
+                continue
+            if kind == _BULK and line != b"-1":
+                first, after = after, after + int(line) + 2
+                if len(received) < after:
+                    break
+                value = bytes(received[first : after - 2])
+            else:
+                value = None
+            start = after
+            if kind == _ERROR and not self._num_left:
+                del received[:start]
+                error = ResponseError(line.decode(errors="replace"))
+                return lambda reply: reply.set_exception(error)
+            if self._num_left:
+                self._array.append(value)
+                self._num_left -= 1
+            if not self._num_left:
+                del received[:start]
+                whole: Reply = value
+                if self._array:
+                    whole, self._array = self._array, []
+                return lambda reply: reply.set_result(whole)
+        del received[:start]
+        return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
@@ -168,6 +203,6 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-def _give_up(reply: "asyncio.Future[bytes | None]") -> None:
+def _give_up(reply: "asyncio.Future[Reply]") -> None:
     if not reply.done():
         reply.set_exception(TimeoutError())

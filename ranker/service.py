@@ -112,6 +112,7 @@ def create_app(
             if blender_watcher is not None:
                 blender_watcher.stop()
             ranker.sequences.close()
+            ranker.rows.close()
             if num_left := ranker.log.flush(flush_timeout_ms):
                 logger.warning("Stopped before the log had taken all events: lost=%d", num_left)
 

@@ -71,6 +71,15 @@ class RankerStats:
     """Sequences read, also empty ones."""
     sequences_failed: Counter[str] = field(default_factory=Counter)
     """Sequences not read, by reason: `timeout`, `unavailable`, `malformed`, `skipped` (the breaker was open)."""
+    rows_cached: int = 0
+    """Rows that are not in memory whose answer, a row or none, was still known."""
+    rows_fetched: int = 0
+    """Rows read from the row store."""
+    rows_absent: int = 0
+    """Rows that the row store was asked for and that do not exist: default rows."""
+    rows_failed: Counter[str] = field(default_factory=Counter)
+    """Requests that had to take default rows, by reason: `timeout`, `unavailable`, `lost` (the row store was emptied,
+    its trainer writes it anew), `malformed`, `limit` (too many for one request), `skipped` (the breaker was open)."""
     impressions: int = 0
     """Impressions handed to the log."""
     impressions_dropped: int = 0

@@ -90,7 +90,7 @@ class ColdWorld:
         return np.array(sorted(key for key, at in self._evicted.items() if at > self._promoted), np.int64)
 
     def serving_full(self) -> Tensors:
-        return self._serving(self.hot, np.empty(0, np.int64))
+        return self._serving(self.hot, self.evicted())
 
     def serving_delta(self) -> Tensors:
         recent = {key for key, at in self._changed.items() if at > self._promoted}
