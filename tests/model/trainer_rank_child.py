@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from model.config import ModelConfig
 from model.exceptions import ModelError
 from model.gathered_rows import gathered
+from model.progressive import Span
 from model.ranks import Ranks
 from model.source import ExampleMessage, MemoryExampleSource
 from model.store import MemorySnapshotStore
@@ -114,7 +115,8 @@ def run_job(job: Job, ranks: Ranks, folder: Path) -> dict[str, Any]:
     if ranks.is_lead:
         assert manifest is not None
         save_file(model, folder / "model.safetensors")
-        result["report"] = {span: trainer.metrics.report(span) for span in ("lifetime", "window", "closed")}
+        result["report"] = {span: trainer.metrics.report(span) for span in get_args(Span)}
+        result["served"] = trainer.metrics.report("lifetime", "served")
         result["manifest"] = [manifest.version, manifest.step, manifest.offsets, manifest.kind, manifest.metrics]
         result["snapshots"] = dict(trainer.publish_stats.snapshots)
     return result
@@ -169,7 +171,7 @@ def main(folder: Path) -> None:
     other = replace(SCHEMA, scenarios=(*SCHEMA.scenarios, "deals")) if ranks.rank == 1 else SCHEMA
     odd = Job(log=mixed_log, schema=other)
     result["schema"] = said(lambda: trainer_of(odd, ranks, MemoryExampleSource(share(log, ranks))).run(never))
-    result["partition"] = said(lambda: trainer_of(odd, ranks, MemoryExampleSource(log)).run(never))
+    result["partitions"] = said(lambda: trainer_of(JOBS["mixed"], ranks, MemoryExampleSource(log)).run(never))
     broken = StoppedSource if ranks.rank == ranks.size - 1 else MemoryExampleSource
     result["broken"] = said(lambda: trainer_of(JOBS["mixed"], ranks, broken(share(log, ranks))).run(never))
     (folder / f"result-{ranks.rank}.json").write_bytes(msgspec.json.encode(result))
