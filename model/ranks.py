@@ -196,7 +196,7 @@ class Ranks:
             yield
             self.collectives_s += time.perf_counter() - started_s
         except RuntimeError as error:  # torch has no other type for what its transports report
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0].partition(". ")[0]
             raise RankLostError(
                 f"rank {self.rank} of {self.size}, {what}: a peer is gone, or silent for {self.timeout_s:g} s: {reason}"
             ) from error

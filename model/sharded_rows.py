@@ -24,6 +24,9 @@ from model.ranks import Ranks
 from model.sharding import by_owner
 from model.whole_rows import RowsStepped
 
+_MISSING, _NO_ROW, _HAS_ROW, _GETS_ROW = range(4)
+"""What there is of a value: no value; none but the default row; a row of its own; one that this batch admits."""
+
 
 class Asked(NamedTuple):
     """Which keys this rank asked of the others, and they of it."""
@@ -81,16 +84,17 @@ class ShardedRows:
         owned = self._table.lookup_keys(keys_K, field_K, counted_K, examples_K)
         place_of = _parts(owned.index_N[place_A], asked.received)
         num_own = len(owned.rows_U) - layout.num_reserved
-        weight_UW, index_N = self._answered(
-            asked, [self._weights(owned, place, num_own) for place in place_of], owned.weight_UW[num_own:]
-        )
-        reserved = index_N >= asked.num_to.sum()
-        uses_R = np.bincount(index_N[reserved] - int(asked.num_to.sum()), minlength=layout.num_reserved)
-        is_missing_N = asked.index_N < 0
-        lookups_3F = [
-            np.bincount(asked.field_N[kind_N], minlength=num_fields)
-            for kind_N in (slice(None), reserved & ~is_missing_N, is_missing_N)
-        ]
+        state_U = np.full(len(owned.rows_U), _HAS_ROW, np.float32)
+        state_U[owned.new_U], state_U[num_own:] = _GETS_ROW, _NO_ROW
+        answer_UW1 = torch.cat([owned.weight_UW, self._index(state_U)[:, None]], dim=1)
+        answers = [answer_UW1[self._index(place)] for place in place_of]
+        weight_UW, state_K = self._answered(asked, answers, owned.weight_UW[num_own:])
+        state_N = np.append(state_K, _MISSING)[asked.index_N]
+        index_N = self._places(asked, state_N, len(state_K))
+        reserved = index_N[index_N >= len(state_K)] - len(state_K)
+        uses_R = np.bincount(reserved, minlength=layout.num_reserved)
+        kinds = (slice(None), (state_N == _NO_ROW) | (state_N == _GETS_ROW), state_N == _MISSING)
+        lookups_3F = [np.bincount(asked.field_N[kind], minlength=num_fields) for kind in kinds]
         return SharedLookup(
             weight_UW=weight_UW,
             index_N=index_N,
@@ -104,9 +108,12 @@ class ShardedRows:
         """Returns weights of this rank's part of a batch, to look at only, and each value's place among them."""
         asked = self._ask(batch, np.zeros(int(self._layout.field_starts(batch)[-1]), np.int64))
         weight_AW, has_row_A = self._table.read_keys(np.concatenate(asked.received)[:, 0].copy())
-        answer_AW1 = torch.cat([weight_AW, self._index(has_row_A)[:, None].float()], dim=1)
+        state_A = np.where(has_row_A, _HAS_ROW, _NO_ROW).astype(np.float32)
+        answer_AW1 = torch.cat([weight_AW, self._index(state_A)[:, None]], dim=1)
         answers = torch.split(answer_AW1, [len(part) for part in asked.received])
-        return self._answered(asked, answers, self._table.weight[: self._layout.num_reserved].float())
+        reserved_RW = self._table.weight[: self._layout.num_reserved].float()
+        weight_UW, state_K = self._answered(asked, answers, reserved_RW)
+        return weight_UW, self._places(asked, np.append(state_K, _MISSING)[asked.index_N], len(state_K))
 
     def to_owners(self, lookup: SharedLookup, grad_UW: Tensor) -> Tensor:
         """Returns the gradients of `lookup.owned`, added up over the ranks, for those of `lookup.weight_UW`."""
@@ -172,23 +179,23 @@ class ShardedRows:
         received = self._ranks.exchange(np.split(asked_K4, np.cumsum(num_to)[:-1]))
         return Asked(field_N, index_N, num_to, received)
 
-    def _answered(self, asked: Asked, answers: Sequence[Tensor], reserved_RW: Tensor) -> tuple[Tensor, Int64Array]:
-        """Sends each rank its answers, weights and whether there is a row, [.., W + 1].
+    def _answered(
+        self, asked: Asked, answers: Sequence[Tensor], reserved_RW: Tensor
+    ) -> tuple[Tensor, npt.NDArray[np.float32]]:
+        """Sends each rank its answers: weights, and whether there is a row, [.., W + 1].
 
-        Returns the weights that this rank asked for, followed by the reserved rows, and the place of each value.
+        Returns the weights of the keys that this rank asked for, followed by the reserved rows, and whether each of
+        them has a row, [K].
         """
-        layout = self._layout
         answer_KW1 = torch.cat(self._ranks.exchange_tensors(answers, asked.num_to.tolist()))
-        has_row_K = answer_KW1[:, -1].cpu().numpy() > 0
-        has_row_N = np.append(has_row_K, False)[asked.index_N]
-        is_missing_N = asked.index_N < 0
-        reserved_N = np.where(is_missing_N, layout.missing_row_F[asked.field_N], layout.default_row_F[asked.field_N])
-        index_N = np.where(has_row_N, asked.index_N, len(has_row_K) + reserved_N)
-        return torch.cat([answer_KW1[:, :-1], reserved_RW]), index_N
+        return torch.cat([answer_KW1[:, :-1], reserved_RW]), answer_KW1[:, -1].cpu().numpy()
 
-    def _weights(self, owned: Lookup, place: Int64Array, num_own: int) -> Tensor:
-        has_row = self._index(place < num_own)[:, None]
-        return torch.cat([owned.weight_UW[self._index(place)], has_row.float()], dim=1)
+    def _places(self, asked: Asked, state_N: npt.NDArray[np.float32], num_keys: int) -> Int64Array:
+        """Returns the place of each value among the keys' rows and the reserved ones, [N]."""
+        layout, field_N = self._layout, asked.field_N
+        missing = state_N == _MISSING
+        reserved_N = np.where(missing, layout.missing_row_F[field_N], layout.default_row_F[field_N])
+        return np.where(missing | (state_N == _NO_ROW), num_keys + reserved_N, asked.index_N)
 
     def _index(self, places: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(places).to(self._table.weight.device)

@@ -92,7 +92,7 @@ def step_loss(model: TrainedModel, config: ModelConfig, forward: TrainingForward
     loss_T, num_capped = multi_scenario_loss(
         forward.logits_BT, tensor(label_BT), *cells, max_weight=most, num_rows=num_rows
     )
-    if net.learns_foreign_heads:
+    if net.learns_foreign_heads and len(rows.scenario_B):
         with products_in(config.precision, device.type):
             all_BMT = net.all_head_logits(forward.c_BC).float()
         foreign_T = foreign_heads_loss(all_BMT, tensor(rows.scenario_B), *cells, max_weight=most, num_rows=num_rows)
