@@ -143,7 +143,7 @@ class ColdRows:
         )
 
     def add(self, rows: RowValues) -> None:
-        """Takes in rows that come after all that were ever taken in."""
+        """Takes in rows that come after all that were ever taken in, in the order (last seen, key)."""
         if not len(rows.keys):
             return
         record = np.zeros(len(rows.keys), self._record)
@@ -156,7 +156,7 @@ class ColdRows:
         changes += zip(order, split(rows.ms.astype("<i8")), strict=True)
         with self._timed():
             self._store.write(changes)
-        self._last = max(self._last, *(place(entry) for entry in order))
+        self._last = place(order[-1])
         self.num_rows_F += np.bincount(rows.field, minlength=len(self.num_rows_F))
         self.stats.cooled += len(rows.keys)
 
