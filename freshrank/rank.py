@@ -91,11 +91,13 @@ def rank(run: RunConfig) -> None:
 
 def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
     """Returns a ranker with a Kafka log and Redis sequences. Nothing is connected yet."""
+    from model.row_store import RowKeys
     from ranker.answer import Ranker
     from ranker.event_log import EventLog
     from ranker.follow import SnapshotFollower
     from ranker.freshness import FreshnessRecorder
     from ranker.request import RequestDecoder
+    from ranker.row_fetch import RedisRowReader
     from ranker.score_shift import ScoreShift
     from ranker.sequences import RedisSequenceReader
     from ranker.stats import RankerStats
@@ -114,6 +116,9 @@ def build_ranker(run: RunConfig, store: "SnapshotStore") -> "Ranker":
         sequences=RedisSequenceReader(run.redis.address, run.ranker.sequence, stats, elapsed_ms),
         follower=SnapshotFollower(
             store, run.schema, stats, freshness, VersionChurn(blender, time.perf_counter), run.ranker.lane
+        ),
+        rows=RedisRowReader(
+            run.redis.address, RowKeys(run.store.prefix, run.trainer.model_name), run.ranker.rows, stats, elapsed_ms
         ),
         blender=blender,
         log=EventLog(kafka_adapter.producer(run.kafka), run.kafka, stats),

@@ -59,6 +59,7 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
     from freshrank.cold_store import ColdStore
     from freshrank.example_source import LogExampleSource
     from freshrank.metrics import serve_metrics
+    from model.row_store_redis import RedisRowStore
     from model.store_redis import RedisSnapshotStore
     from model.trainer import Trainer
     from model.trainer_config import TrainerParts
@@ -69,9 +70,10 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
     together = join_ranks(run)
     folder = writable(run.checkpoint.folder)
     reader, dead_letters = kafka_adapter.reader(run.kafka), kafka_adapter.producer(run.kafka)
-    store = None
+    store = row_store = None
     if together.is_lead:
         store = RedisSnapshotStore(run.redis.address, run.trainer.model_name, run.store)
+        row_store = RedisRowStore(run.redis.address, run.trainer.model_name, run.store)
     run_id = uuid.uuid4().hex
     cold = ColdStore(folder, together.rank, together.size, run.checkpoint.cold_store_mib)
     try:
@@ -87,6 +89,7 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
                 dead_letter=set_aside(dead_letters, run.kafka),
                 weights=production_weights(run),
                 ranks=together,
+                row_store=row_store,
                 cold_store=cold.open,
             ),
             config_hash=run.config_hash(),
@@ -102,9 +105,10 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
         dead_letters.flush(FLUSH_TIMEOUT_MS)
         reader.close()
         cold.close()
-        if store is not None:
+        if store is not None and row_store is not None:
             store.close()
-    together.close()
+            row_store.close()
+        together.close()
     if not saved:
         raise CommandError(ExitCode.DISK, f"The last checkpoint could not be written into {folder}; the log says why")
 
@@ -132,7 +136,7 @@ def address_of_rank(setting: str, rank: int) -> str:
     if rank < len(listed):
         return listed[rank]
     host, _, port = listed[0].rpartition(":")
-    return f"{host}:{int(port) + rank}"
+    return f"{host}:{int(port) + rank if int(port) else 0}"
 
 
 def production_weights(run: RunConfig) -> dict[str, tuple[float, ...]]:
@@ -271,6 +275,9 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     yield Reading("freshrank_trainer_released_version", publish.released)
     yield Reading("freshrank_trainer_epoch", publish.epoch)
     yield Reading("freshrank_trainer_payload_bytes", publish.payload_bytes)
+    yield Reading("freshrank_trainer_row_store_records", publish.cold.records)
+    yield Reading("freshrank_trainer_row_store_written_total", publish.cold.written)
+    yield Reading("freshrank_trainer_row_store_generations_total", publish.cold.generations)
     yield Reading("freshrank_trainer_publish_seconds", publish.last_ms / 1_000)
     yield Reading("freshrank_trainer_checkpoint_seconds", gauges.checkpoint_ms / 1_000)
     yield Reading("freshrank_trainer_loss", gauges.loss)

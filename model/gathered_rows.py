@@ -6,14 +6,19 @@ All export at the same step. The order of one publish:
 2. every rank exports its rows; the lead gets them
 3. the lead puts the candidate into the store, has it judged and promotes it, or not
 4. the lead says what came of it, and every rank takes that for the base of its next delta
+
+Of rows that left memory the lead asks for what it writes into the row store, between 2 and 3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
+from model.hashing import Int64Array
 from model.lead import heard
 from model.ranks import Ranks
 from model.scenario_registry import ScenarioRegistry
@@ -29,6 +34,15 @@ class Export(msgspec.Struct, frozen=True, tag=True):
     kind: SnapshotKind
 
 
+ColdPart = Literal["number", "first piece", "next piece", "cooled", "evicted"]
+
+
+class AskCold(msgspec.Struct, frozen=True, tag=True):
+    """Said by the lead: hand over this part of what you know of rows that left memory."""
+
+    part: ColdPart
+
+
 class Outcome(msgspec.Struct, frozen=True, tag=True):
     """Said by the lead: what came of a publish, that is, whether a version went live."""
 
@@ -40,6 +54,7 @@ class GatheredModel:
 
     def __init__(self, model: TrainedModel, ranks: Ranks) -> None:
         self._model, self._ranks = model, ranks
+        self._cold = ColdParts(model)
 
     @property
     def registry(self) -> ScenarioRegistry:
@@ -58,9 +73,58 @@ class GatheredModel:
         """Makes the last export the base of the lead's next delta; the others do so when they hear of it."""
         self._model.mark_promoted()
 
+    @property
+    def num_cold(self) -> int:
+        """Rows that are not in memory."""
+        return int(self._ask("number")["rows.number"].sum())
+
+    def cold_rows(self) -> Iterator[tuple[Int64Array, Tensor]]:
+        """Yields keys and weights of all rows that are not in memory, a piece of every rank at a time."""
+        piece = self._ask("first piece")
+        while len(piece["rows.keys"]):
+            yield piece["rows.keys"].numpy(), piece["rows.weights"]
+            piece = self._ask("next piece")
+
+    def cooled(self) -> tuple[Int64Array, Tensor]:
+        """Returns keys and weights of the rows that left memory since the last promoted export and are not back."""
+        found = self._ask("cooled")
+        return found["rows.keys"].numpy(), found["rows.weights"]
+
+    def evicted(self) -> Int64Array:
+        """Returns the keys that lost their row, in memory or not, since the last promoted export."""
+        keys: Int64Array = self._ask("evicted")["rows.keys"].numpy()
+        return keys
+
     def _gathered(self, kind: SnapshotKind) -> dict[str, Tensor]:
         self._ranks.broadcast(msgspec.msgpack.encode(Export(kind)))
         return gathered(self._ranks, _export(self._model, kind))
+
+    def _ask(self, part: ColdPart) -> dict[str, Tensor]:
+        self._ranks.broadcast(msgspec.msgpack.encode(AskCold(part)))
+        return gathered(self._ranks, self._cold.of(part))
+
+
+class ColdParts:
+    """What one rank knows of rows that left memory, part by part."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        self._model = model
+        self._pieces: Iterator[tuple[Int64Array, Tensor]] = iter(())
+
+    def of(self, part: ColdPart) -> dict[str, Tensor]:
+        """Returns one part as tensors; an empty piece after the last."""
+        if part == "number":
+            return {"rows.number": torch.tensor([self._model.num_cold])}
+        if part == "evicted":
+            return {"rows.keys": torch.from_numpy(self._model.evicted())}
+        if part == "cooled":
+            keys, weights = self._model.cooled()
+            return {"rows.keys": torch.from_numpy(keys), "rows.weights": weights}
+        if part == "first piece":
+            self._pieces = self._model.cold_rows()
+        nothing = np.empty(0, np.int64), self._model.table.weight[:0].cpu()
+        keys, weights = next(self._pieces, nothing)
+        return {"rows.keys": torch.from_numpy(keys), "rows.weights": weights}
 
 
 def follow(ranks: Ranks, model: TrainedModel) -> None:
@@ -69,11 +133,12 @@ def follow(ranks: Ranks, model: TrainedModel) -> None:
     Raises:
         RankLostError: the lead ends.
     """
+    cold = ColdParts(model)
     while True:
-        word: Export | Outcome = heard(ranks.broadcast(None), Export | Outcome)
+        word: Export | AskCold | Outcome = heard(ranks.broadcast(None), Export | AskCold | Outcome)
         if isinstance(word, Outcome):
             break
-        gathered(ranks, _export(model, word.kind))
+        gathered(ranks, cold.of(word.part) if isinstance(word, AskCold) else _export(model, word.kind))
     if word.is_live:
         model.mark_promoted()
 

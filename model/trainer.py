@@ -33,6 +33,7 @@ from model.gate import PublishGate
 from model.gate_data import BatchCounts
 from model.gate_means import GateMeans
 from model.gate_watch import GateWatch
+from model.gathered_rows import GatheredModel
 from model.intake import Intake
 from model.labels import LabelBatch
 from model.lead import from_lead
@@ -44,6 +45,7 @@ from model.publishing import Publishing
 from model.rank_checks import check_shared
 from model.ranks import Ranks
 from model.rollback import checkpoint_after
+from model.row_publish import RowPublisher
 from model.served_teacher import ServedScores
 from model.snapshot import Manifest
 from model.source import ExampleMessage, ExampleSource
@@ -500,6 +502,20 @@ class Trainer:
             stats=self.publish_stats,
             gate=self.gate,
             canary=self._watch.canary,
+            rows=self._row_publisher(),
+        )
+
+    def _row_publisher(self) -> RowPublisher | None:
+        model, ranks, store = self.learner.trained, self._ranks, self._parts.row_store
+        if model.table.cold is None:
+            return None
+        if store is None:
+            raise ValueError("row_store: none given; rankers would miss the rows beyond model.embedding.hot_rows")
+        return RowPublisher(
+            store,
+            model if ranks.size == 1 else GatheredModel(model, ranks),
+            width=self._model_config.embedding.width,
+            stats=self.publish_stats.cold,
         )
 
     def checkpoint(self) -> Path | None:

@@ -12,6 +12,7 @@ from model.gate_config import GateConfig
 from model.probe_set import Weights
 from model.progressive import MetricsConfig
 from model.ranks import Ranks
+from model.row_store import RowStore
 from model.source import ExampleMessage, ExampleSource
 from model.store import SnapshotStore
 
@@ -96,6 +97,8 @@ class TrainerParts:
     """What writes checkpoints."""
     ranks: Ranks = field(default_factory=Ranks.alone)
     """The ranks that train together; all but the lead have no store."""
+    row_store: RowStore | None = None
+    """Where rankers find rows that left memory; on the lead, beside its `store`."""
     cold_store: Callable[[Path | None], ByteStore] | None = None
     """Opens the store of rows that leave memory as a checkpoint's folder has it, or empty, instead of the one before.
     None: all rows stay in memory, whatever `hot_rows` says."""
