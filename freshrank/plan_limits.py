@@ -37,7 +37,7 @@ def limits_of(load: Load, costs: Costs, sizes: Sizes) -> list[Limit]:
     lead = sizes.fastest.step.lead / sizes.fastest.step.whole
     found = [
         Limit(
-            what=f"one training job: at most {sizes.fastest.rows_per_s:,.0f} rows/s, {lead:.0%} of a step is the lead's",
+            what=f"one training job: at most {sizes.fastest.rows_per_s:,.0f} rows/s, the lead is {lead:.0%} of a step",
             share=sizes.training,
             rests_on=("trainer.lead", "trainer.row", "ranks.lead_column", "ranks.collective", "network.link"),
             remedy="the lead judges a sample of the rows, or every rank its own: not built",

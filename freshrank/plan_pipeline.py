@@ -25,7 +25,7 @@ class Pipeline:
     commit_interval_ms: float = 100.0
     way_ms: float = 5.0
     """From the action to the joiner that waits for it."""
-    commit_ms: float = 18.0
+    commit_ms: float = 16.0
     """Median of a transaction."""
     commit_spread: float = 0.0
     """Standard deviation of the logarithm of a transaction's time."""

@@ -59,7 +59,7 @@ def simulate(
     horizon_ms = _horizon_ms(pipeline, until_ms, outage, trainer_starts_ms)
     commits = _commits(pipeline, horizon_ms, rng, outage)
     visible_M, rows_M, first_JK, count_JK = _messages(pipeline, commits)
-    learned = _train(pipeline, visible_M.tolist(), np.cumsum(rows_M).tolist(), rng, outage, trainer_starts_ms)
+    learned = train(pipeline, visible_M.tolist(), np.cumsum(rows_M).tolist(), rng, outage, trainer_starts_ms)
     applied_V = _applied(pipeline, learned)
     came_A = np.sort(rng.uniform(from_ms, until_ms, num_actions))
     joiner_A = rng.integers(pipeline.joiners, size=num_actions)
@@ -128,7 +128,7 @@ def _messages(pipeline: Pipeline, commits: Commits) -> tuple[FloatArray, FloatAr
     return visible_M, rows_M, first_C.reshape(commits.start_JK.shape), count_C.reshape(commits.start_JK.shape)
 
 
-def _train(
+def train(
     pipeline: Pipeline,
     visible_M: list[float],
     upto_M: list[float],

@@ -62,6 +62,8 @@ def plan_for(load: Load, costs: Costs, seed: int = 0) -> Plan:
             if nearest is None or limits[0].share < nearest[0]:
                 nearest = (limits[0].share, sizes, limits)
             continue
+        if best is not None and sizes.interval_s > 1e-3 * best[0].p99:
+            break
         stages_A5 = steady(sizes.pipeline, seed)
         found = quantiles(stages_A5.sum(axis=1))
         if found.p99 <= 1e3 * load.freshness_s:
@@ -79,10 +81,12 @@ def plan_for(load: Load, costs: Costs, seed: int = 0) -> Plan:
 
 
 def _tried(load: Load, costs: Costs) -> Iterator[Sizes]:
-    for interval_s in INTERVALS_S:
+    """Yields what is needed at the intervals that may do, then at the longer ones: how fresh it would be at best."""
+    may_do = [interval_s for interval_s in INTERVALS_S if interval_s <= load.freshness_s]
+    longer = [interval_s for interval_s in reversed(INTERVALS_S) if interval_s > load.freshness_s]
+    for interval_s in may_do + longer:
         for full_every in FULL_EVERY if load.full_every is None else (load.full_every,):
-            if interval_s <= load.freshness_s or interval_s == INTERVALS_S[-1]:
-                yield sizes_at(load, costs, interval_s, full_every)
+            yield sizes_at(load, costs, interval_s, full_every)
 
 
 def steady(pipeline: Pipeline, seed: int) -> FloatArray:
