@@ -5,7 +5,7 @@ trainer does, in one thread; every example has been learned once before. The tab
 stage, each stage without those it calls. What a device would do (`forward`, `backward`, ...) is marked: the sum of all
 else is the host's own, and one over it the most examples per second that one thread can feed to any device.
 
-    python -m benchmarks.host_stages [--rows 512 4096 16384]
+    python -m benchmarks.host_stages [--rows 512 4096 16384] [--items-per-message 512]
 """
 
 import argparse
@@ -160,9 +160,10 @@ def stage_times(values: Sequence[bytes], num_rows: int) -> dict[str, float]:
     return {name: cpu_ns / learned for name, cpu_ns in times.cpu_ns.items()}
 
 
-def table(sizes: Sequence[int]) -> list[dict[str, Any]]:
+def table(sizes: Sequence[int], items_per_message: int) -> list[dict[str, Any]]:
     """Returns a row per stage: CPU nanoseconds per example at each size of the micro-batch."""
-    values = messages(NUM_BATCHES * (max(sizes) // SLATE + 25))
+    num_slates = NUM_BATCHES * ((max(sizes) + items_per_message) // SLATE)
+    values = messages(num_slates, items_per_message=items_per_message)
     by_size = {num_rows: stage_times(values, num_rows) for num_rows in sizes}
     devices = {stage.name: stage.on_device for stage in STAGES} | {WHOLE: False}
     rows: list[dict[str, Any]] = [
@@ -176,12 +177,12 @@ def table(sizes: Sequence[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(sizes: Sequence[int] = ROWS) -> dict[str, Figure]:
+def measure(sizes: Sequence[int] = ROWS[:2], items_per_message: int = 512) -> dict[str, Figure]:
     """Returns the most examples per second that one thread of the host can feed, and the stages behind it."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = table(sizes)
+        rows = table(sizes, items_per_message)
     finally:
         torch.set_num_threads(num_threads)
     own = next(row for row in rows if row["stage"] == "the host's own")
@@ -193,7 +194,8 @@ def measure(sizes: Sequence[int] = ROWS) -> dict[str, Figure]:
             ci=(min(rates.values()), max(rates.values())),
             command=COMMAND,
             peers={f"micro-batches of {size:,}": rate for size, rate in rates.items()},
-            note="one thread, preset small, slates of 20, without what a device would do; table in CPU ns per example",
+            note=f"one thread, preset small, slates of 20, messages of {items_per_message} items, without what a device"
+            " would do; table in CPU ns per example",
             table=rows,
         )
     }
@@ -203,9 +205,10 @@ def main() -> None:
     """Prints the table; `--json` also writes it."""
     parser = argparse.ArgumentParser(description="CPU time per stage from a recorded message to a learned example.")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="sizes of a micro-batch")
+    parser.add_argument("--items-per-message", type=int, default=512, help="the joiner's join.batch_items")
     parser.add_argument("--json", type=Path, help="file to write")
     given = parser.parse_args()
-    figure = measure(given.rows)["P6.host"]
+    figure = measure(given.rows, given.items_per_message)["P6.host"]
     for row in figure.table:
         cells = "".join(f"{row[str(size)]:>9,}" for size in given.rows)
         print(f"{row['stage']:44}{'device' if row['on_device'] else '':8}{cells}")

@@ -12,9 +12,10 @@ from stream.schema import Feedback, Impression, Items
 SLATE = 20
 
 
-def messages(num_slates: int, seed: int = 0) -> list[bytes]:
+def messages(num_slates: int, seed: int = 0, *, items_per_message: int = 512) -> list[bytes]:
     """Returns the messages of `examples` of so many slates, each joined as its window closes."""
-    rng, config = np.random.default_rng(seed), JoinConfig(grace_ms=0, out_of_orderness_ms=0, max_ahead_ms=0)
+    rng = np.random.default_rng(seed)
+    config = JoinConfig(grace_ms=0, out_of_orderness_ms=0, max_ahead_ms=0, batch_items=items_per_message)
     core, encoder = JoinCore(SCHEMA, config), ExampleEncoder(SCHEMA, config)
     start_ms = time.time_ns() // 1_000_000 - 3_600_000
 

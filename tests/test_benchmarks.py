@@ -1,13 +1,17 @@
 """The runner of the benchmarks: which modules it takes, what it writes, what a failing one does to the others."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as runner
+from benchmarks.device_step import FARTHEST
 from benchmarks.harness import Figure, cpu_rate
 
+ROOT = Path(__file__).parents[1]
 GOOD = """'''P2: how fast is it?'''
 from types import SimpleNamespace
 def measure():
@@ -113,3 +117,25 @@ def test_cpu_rate_counts_units_and_leaves_the_warm_up_out() -> None:
     assert len(runs) == 5
     low, high = rate.per_cpu_s_range
     assert 0 < low <= rate.per_cpu_s <= high
+
+
+def test_a_step_on_a_device_is_the_learners_and_is_measured_without_a_broker(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('confluent_kafka', 'redis', 'rocksdict', 'litestar')));"
+        "from benchmarks import device_limits, device_step as d;"
+        "device_limits._COPY_BYTES = 1 << 20; d.REPEATS = 1; sys.exit(d.main())"
+    )
+    out, profile = tmp_path / "out.json", tmp_path / "profile.txt"
+    argv = ["--device", "cpu", "--batch-rows", "64", "--preset", "small", "--json", str(out), "--profile", str(profile)]
+    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"]
+    for row in rows:
+        assert 0 <= row["distance_to_learner"] < FARTHEST[row["precision"]]
+        # 0.71 M dense parameters, of which a row runs its own scenario's; a product forward and two backward of each.
+        assert 1.2e6 < row["limit"]["flops"] < 3e6
+        assert min(row[way]["examples_per_s"] for way in ("step", "learn", "messages")) > 0
+    assert "aten::addmm" in profile.read_text()

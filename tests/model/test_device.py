@@ -9,6 +9,7 @@ import torch
 from model.architectures import NETWORKS
 from model.device import device_of
 from model.learner import Learner
+from model.rounding import rounded_by_chance
 from tests.model.worlds import SCHEMA, columns, labels, tiny_config
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
@@ -58,3 +59,11 @@ def test_a_model_goes_on_on_another_device() -> None:
     scores = [learner.score(learner.encode(rows)) for learner in (first, second)]
     assert np.allclose(*scores, rtol=0, atol=1e-4)
     assert second.learn(second.encode(rows), truth).made
+
+
+@pytest.mark.gpu
+@cuda
+def test_rows_are_rounded_to_the_same_bits_on_any_device() -> None:
+    weight, key = torch.randn(1_000, 16), torch.randint(-(2**62), 2**62, (1_000,))
+    rounded = rounded_by_chance(weight, key, "0/1")
+    assert torch.equal(rounded_by_chance(weight.cuda(), key.cuda(), "0/1").cpu(), rounded)
