@@ -100,8 +100,7 @@ class Cluster:
             self.names.addresses = [*self.names.addresses, host.address]
 
     def leave(self, name: str) -> None:
-        """Ends one for good, as an orchestrator does: SIGTERM, and its name is forgotten."""
-        self.fleet.ask_to_leave(name)
+        """Ends one for good, as an orchestrator does: SIGTERM, and its address is forgotten."""
         host = self.hosts[name]
         self.names.addresses = [each for each in self.names.addresses if each != host.address]
         self.fleet.leave(name)
