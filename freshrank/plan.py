@@ -31,6 +31,7 @@ def _number(name: str, text: str, kind: type = float) -> Callable[[F], F]:
 @_number("window_s", "The longest label window.")
 @_number("closes", "Different label windows; each trains every item shown once more.", int)
 @_number("other_values", "Values of all other fields that have a row.", int)
+@_number("sequence_length", "`agents.sequence_length`; every user is taken to have so many.", int)
 @click.option("--preset", type=click.Choice(["small", "published"]), default="small", show_default=True)
 @_number("width", "Floats per embedding row.", int)
 @_number("scenarios", "Scenarios that the publish gate judges.", int)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from freshrank.plan_costs import Costs
 from freshrank.plan_load import Load
-from freshrank.plan_parts import MOST_SWAPPING, snapshot_bytes_per_s
+from freshrank.plan_parts import MOST_SWAPPING, sequences_bytes_per_s, snapshot_bytes_per_s
 from freshrank.plan_rows import MAX_PAYLOAD_BYTES
 from freshrank.plan_sizes import MOST_FETCHING, MOST_PUBLISHING, Sizes, snapshot_ms
 
@@ -65,6 +65,12 @@ def limits_of(load: Load, costs: Costs, sizes: Sizes) -> list[Limit]:
             share=egress / (MOST_NODES * MOST_FETCHING * costs["network.link"]),
             rests_on=("network.link", "ranker.request"),
             remedy="fewer full versions; one fetch per host instead of one per process: not built",
+        ),
+        Limit(
+            what="one Redis holds the sequences",
+            share=sequences_bytes_per_s(load, costs) / (load.utilisation * costs["network.link"]),
+            rests_on=("wire.sequence", "network.link"),
+            remedy="shorter sequences (agents.sequence_length); spread over several: not built",
         ),
         Limit(
             what="a full version is one value of Redis (512 MiB)",

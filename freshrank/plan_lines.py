@@ -7,7 +7,14 @@ from typing import Any
 from freshrank.plan_costs import Costs
 from freshrank.plan_failures import failures_of, with_failures
 from freshrank.plan_load import Load
-from freshrank.plan_parts import partitions_of, rank_bytes, snapshot_bytes_per_s, written_bytes_per_s
+from freshrank.plan_parts import (
+    partitions_of,
+    rank_bytes,
+    sequence_bytes,
+    sequences_bytes_per_s,
+    snapshot_bytes_per_s,
+    written_bytes_per_s,
+)
 from freshrank.plan_rows import FLOAT_BYTES, KEY_BYTES
 from freshrank.plan_sizes import Sizes
 from freshrank.plan_solve import Plan
@@ -107,7 +114,7 @@ def _redis(load: Load, sizes: Sizes, costs: Costs) -> list[Line]:
     rows, interval_s, full_every = sizes.rows, sizes.interval_s, sizes.full_every
     kept = KEPT_FULLS * (rows.full_bytes + (full_every - 1) * rows.delta_bytes)
     kept += KEPT_S / interval_s * rows.delta_bytes
-    sequences = load.users * (costs["wire.sequence"] + VALUE_BYTES)
+    sequences = load.users * (sequence_bytes(load, costs) + VALUE_BYTES)
     cold = (rows.total - rows.hot) * (KEY_BYTES + FLOAT_BYTES * load.width + VALUE_BYTES)
     read = sizes.rankers.number * snapshot_bytes_per_s(rows, interval_s, full_every)
     swapped = ("zipf.items", "zipf.users")
@@ -123,7 +130,7 @@ def _redis(load: Load, sizes: Sizes, costs: Costs) -> list[Line]:
         ),
         Line(
             what="Redis: sequences", value=sequences, unit="bytes", rests_on=("wire.sequence",),
-            how="100 actions of every user",
+            how=f"{load.sequence_length} actions of every user",
         ),
         Line(
             what="Redis: row store", value=float(cold), unit="bytes", rests_on=(),
@@ -136,7 +143,7 @@ def _redis(load: Load, sizes: Sizes, costs: Costs) -> list[Line]:
         ),
         Line(
             what="Redis: sequences read and written",
-            value=(load.qps + 2 * load.actions_per_s) * costs["wire.sequence"], unit="bytes/s",
+            value=sequences_bytes_per_s(load, costs), unit="bytes/s",
             rests_on=("wire.sequence",), how="one read per request, a read and a write per action",
         ),
     ]  # fmt: skip

@@ -36,6 +36,8 @@ class Load:
     """Different label windows: each brings every item shown to the trainer once more; at least 1."""
     other_values: int = 100_000
     """Values of all other fields that have a row; at least 0."""
+    sequence_length: int = 100
+    """`agents.sequence_length`, and every user has so many; at least 1."""
     preset: Preset = "small"
     """Size of the network: `small` or `published`."""
     width: int = 16
@@ -67,7 +69,9 @@ class Load:
     def __post_init__(self) -> None:
         least = {"items": 1, "users": 1, "slate": 1, "candidates": 1, "closes": 1, "other_values": 0, "width": 1}
         least |= {"scenarios": 1, "replication": 1, "commit_interval_ms": 1, "max_wait_ms": 1, "full_every": 1}
-        for name, limit in (least | {"ranker_cores": 1, "hot_rows": 1, "actions_per_item": 0}).items():
+        for name, limit in (
+            least | {"ranker_cores": 1, "hot_rows": 1, "sequence_length": 1, "actions_per_item": 0}
+        ).items():
             if getattr(self, name) is not None and not getattr(self, name) >= limit:
                 raise ValueError(f"{option(name)}: {getattr(self, name):g} is not allowed; at least {limit}")
         for name in ("events_per_s", "qps", "freshness_s", "window_s", "retention_days"):

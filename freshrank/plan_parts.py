@@ -142,6 +142,16 @@ def snapshot_bytes_per_s(rows: Rows, interval_s: float, full_every: int) -> floa
     return (rows.delta_bytes + (rows.full_bytes - rows.delta_bytes) / full_every) / interval_s
 
 
+def sequence_bytes(load: Load, costs: Costs) -> float:
+    """Returns the bytes of one user's last actions."""
+    return costs["wire.sequence"] * load.sequence_length / 100
+
+
+def sequences_bytes_per_s(load: Load, costs: Costs) -> float:
+    """Returns what goes over the network for sequences: a read per request, a read and a write per action."""
+    return (load.qps + 2 * load.actions_per_s) * sequence_bytes(load, costs)
+
+
 def partitions_of(load: Load, costs: Costs, joiners: int, ranks: int) -> int:
     """Returns a multiple of the ranks, at least twice the joiners and the ranks: even shares, and room to grow.
 
