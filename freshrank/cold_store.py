@@ -47,10 +47,28 @@ class ColdStore:
         self._store = LocalStore(live, self._memory)
         return self._store
 
+    def read(self, checkpoint: Path) -> LocalStore:
+        """Returns another store beside the one that is open, as a checkpoint's folder has it; to be closed soon.
+
+        Raises:
+            CommandError: the folder cannot be written.
+            LocalStoreError: the store is damaged.
+        """
+        assert self._memory is not None, "the first store is the one to work with"
+        copy = self._folder / "read"
+        try:
+            if copy.exists():
+                shutil.rmtree(copy)
+            clone(checkpoint, copy)
+        except OSError as error:
+            raise CommandError(ExitCode.DISK, f"checkpoint.folder: {copy} cannot be used: {error.strerror}") from error
+        return LocalStore(copy, self._memory)
+
     def close(self) -> None:
         """Closes the store and gives the folder to others."""
         if self._store is not None:
             self._store.close()
+        shutil.rmtree(self._folder / "read", ignore_errors=True)
         if self._lock is not None:
             os.close(self._lock)
         self._store = self._lock = None

@@ -90,7 +90,7 @@ def train(run: RunConfig, threads: int, ranks: int) -> None:
                 weights=production_weights(run),
                 ranks=together,
                 row_store=row_store,
-                cold_store=cold.open,
+                cold_stores=cold,
             ),
             config_hash=run.config_hash(),
             run_id=run_id,

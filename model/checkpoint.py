@@ -26,6 +26,7 @@ import torch
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 
+from model.cold_names import cold_name
 from model.metrics import Arrays
 from model.ranks import Ranks
 from model.reshard import split_rows
@@ -81,8 +82,9 @@ class Checkpoint:
     metrics: Arrays
     save_cold: Callable[[Path], None] | None = None
     """Keeps this rank's rows that left memory, in a new folder; None: there are none."""
-    cold_folder: Path | None = None
-    """Where a checkpoint that was read has them; not to be changed."""
+    cold_folders: tuple[Path, ...] = ()
+    """Where a checkpoint that was read has them; if another number of ranks wrote it, those of several ranks. Not to be
+    changed."""
 
 
 class FileWriter:
@@ -230,11 +232,6 @@ def _arrays(metrics: Arrays) -> Arrays:
 def rows_name(rank: int, size: int) -> str:
     """Returns the name of the file with the rows of one of `size` ranks."""
     return f"rows-{rank:05d}-of-{size:05d}.safetensors"
-
-
-def cold_name(rank: int, size: int) -> str:
-    """Returns the name of the folder with the rows that left the memory of one of `size` ranks."""
-    return f"cold-{rank:05d}-of-{size:05d}"
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

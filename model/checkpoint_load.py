@@ -21,9 +21,9 @@ from model.checkpoint import (
     Checkpoint,
     CheckpointManifest,
     checkpoint_paths,
-    cold_name,
     rows_name,
 )
+from model.cold_names import cold_name
 from model.exceptions import CheckpointCorruptError
 from model.rank_checks import problem_of_any
 from model.ranks import Ranks
@@ -85,9 +85,10 @@ def load_latest(folder: Path, ranks: Ranks | None = None) -> Checkpoint | None:
 
 def _read(path: Path, rank: int, size: int) -> Checkpoint:
     manifest = _manifest(path)
-    parts = [rows_name(writer, manifest.num_ranks) for writer in ranks_with(rank, size, of=manifest.num_ranks)]
-    cold = cold_name(rank, size)
-    tables = [name for name in manifest.files if name.startswith(f"{cold}/")]
+    writers = ranks_with(rank, size, of=manifest.num_ranks)
+    parts = [rows_name(writer, manifest.num_ranks) for writer in writers]
+    cold = {cold_name(writer, manifest.num_ranks) for writer in writers}
+    tables = [name for name in manifest.files if name.partition("/")[0] in cold]
     _check(path, manifest, [TENSORS, METRICS, *parts, *tables])
     try:
         tensors = load_tensors(path / TENSORS)
@@ -95,8 +96,8 @@ def _read(path: Path, rank: int, size: int) -> Checkpoint:
             tensors |= load_tensors(path / parts[0])
         elif parts:
             tensors |= reshard((load_tensors(path / name) for name in parts), rank, size)
-        cold_folder = path / cold if tables else None
-        return Checkpoint(manifest, tensors, load_arrays(path / METRICS), cold_folder=cold_folder)
+        folders = sorted({path / name.partition("/")[0] for name in tables})
+        return Checkpoint(manifest, tensors, load_arrays(path / METRICS), cold_folders=tuple(folders))
     except (OSError, SafetensorError) as error:
         raise CheckpointCorruptError(f"checkpoint {path.name} cannot be read: {error}") from error
 

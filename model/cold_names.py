@@ -71,6 +71,16 @@ def range_of(field: int, after: bytes) -> tuple[bytes, bytes]:
     return b"o" + field.to_bytes(2, "big") + after + b"\0", b"o" + (field + 1).to_bytes(2, "big")
 
 
+def all_names() -> tuple[bytes, bytes]:
+    """Returns the first name and the end of the order of all fields, one after the other."""
+    return b"o", b"p"
+
+
+def cold_name(rank: int, size: int) -> str:
+    """Returns the name of the folder with the rows that left the memory of one of `size` ranks."""
+    return f"cold-{rank:05d}-of-{size:05d}"
+
+
 def split(array: npt.NDArray[Any]) -> list[bytes]:
     """Returns the bytes of each entry."""
     data, size = array.tobytes(), array.itemsize

@@ -55,6 +55,16 @@ class ByteStore(Protocol):
         """Gives the files back."""
 
 
+class ColdStores(Protocol):
+    """Opens stores of bytes."""
+
+    def open(self, checkpoint: Path | None) -> ByteStore:
+        """Returns the store to work with, as a checkpoint's folder has it, or empty; the one before is closed."""
+
+    def read(self, checkpoint: Path) -> ByteStore:
+        """Returns a second store, as a checkpoint's folder has it, to be read and closed."""
+
+
 class RowValues(NamedTuple):
     """All that is kept of K rows, in host memory, and whose they are."""
 
@@ -117,6 +127,11 @@ class ColdRows:
     def __len__(self) -> int:
         return int(self.num_rows_F.sum())
 
+    @property
+    def last(self) -> tuple[int, int]:
+        """Last seen and key of the youngest row that ever left memory: none that is there may come before it."""
+        return int.from_bytes(self._last[:8], "big"), int.from_bytes(self._last[8:], "big") - (1 << 63)
+
     def find(self, keys_N: Int64Array) -> RowValues | None:
         """Returns the rows that some of these keys have here, sorted by key; None if none has. They stay."""
         keys = np.unique(keys_N) if len(self) else keys_N[:0]
@@ -143,7 +158,7 @@ class ColdRows:
         )
 
     def add(self, rows: RowValues) -> None:
-        """Takes in rows that come after all that were ever taken in, in the order (last seen, key)."""
+        """Takes in rows in the order (last seen, key); all that stay in memory come after all that are here."""
         if not len(rows.keys):
             return
         record = np.zeros(len(rows.keys), self._record)
@@ -156,7 +171,7 @@ class ColdRows:
         changes += zip(order, split(rows.ms.astype("<i8")), strict=True)
         with self._timed():
             self._store.write(changes)
-        self._last = place(order[-1])
+        self._last = max(self._last, place(order[-1]))
         self.num_rows_F += np.bincount(rows.field, minlength=len(self.num_rows_F))
         self.stats.cooled += len(rows.keys)
 
@@ -220,12 +235,19 @@ class ColdRows:
         return {"num_rows": self.num_rows_F.copy(), "places": places.copy()}
 
     def load_state(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Becomes what `state` was taken from; the store is what was saved with it."""
-        self.num_rows_F = state["num_rows"].copy()
+        """Becomes what `state` was taken from; the store is what was saved with it.
+
+        Without `num_rows` they are counted: the store was put together from others (`model.cold_deal`).
+        """
         places = state["places"].tobytes()
         self._last, self._exported, self._promoted = (
             places[first : first + PLACE_BYTES] for first in range(0, 3 * PLACE_BYTES, PLACE_BYTES)
         )
+        if "num_rows" in state:
+            self.num_rows_F = state["num_rows"].copy()
+        else:
+            for field in range(len(self.num_rows_F)):
+                self.num_rows_F[field] = sum(1 for _ in self._store.scan(*range_of(field, bytes(PLACE_BYTES))))
 
     def close(self) -> None:
         """Gives the store's files back."""

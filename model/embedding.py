@@ -384,10 +384,14 @@ class EmbeddingTable:
         # A limit that is new or was lowered is reached over several steps.
         too_many = min(len(self.ids) - self._config.hot_rows, num_came + _COOLED_AT_ONCE)
         oldest = self._oldest.take(self._rows.seen, too_many, clock=self._clock)
-        keys = self.ids.key_of_row(oldest.rows)
-        self.cold.add(self._rows.values(oldest.rows, keys, oldest.clock))
+        self._let_go(self.cold, oldest.rows, oldest.clock)
+
+    def _let_go(self, cold: ColdRows, rows: Int64Array, clock: Int64Array) -> None:
+        """Lets rows leave memory, the oldest first, last seen at these clocks."""
+        keys = self.ids.key_of_row(rows)
+        cold.add(self._rows.values(rows, keys, clock))
         self.ids.remove(keys)
-        self._rows.seen.free(oldest.rows)
+        self._rows.seen.free(rows)
 
     def freeze(self) -> FrozenRows:
         """Returns a view of the rows as they are now; it is kept true until `release`."""
@@ -488,10 +492,20 @@ class EmbeddingTable:
 
     def _load_cold(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         state = {name.removeprefix("cold."): array for name, array in arrays.items() if name.startswith("cold.")}
-        if self.cold is not None and state:
+        if self.cold is None:
+            if state and state["places"].any():
+                raise ValueError("hot_rows: null is not allowed where rows have left memory; any number")
+            return
+        if state:
             self.cold.load_state(state)
-        elif state and state["num_rows"].any():
-            raise ValueError("hot_rows: null is not allowed where rows have left memory; any number")
+        # Of rows that were on several ranks, some in memory may be older than some that left.
+        keys, rows = self.ids.items()
+        clock, (last_clock, last_key) = self._rows.seen.clock[rows], self.cold.last
+        older = np.flatnonzero((clock < last_clock) | ((clock == last_clock) & (keys < last_key)))
+        older = older[np.lexsort((keys[older], clock[older]))]
+        for first in range(0, len(older), _COOLED_AT_ONCE):
+            some = older[first : first + _COOLED_AT_ONCE]
+            self._let_go(self.cold, rows[some], clock[some])
 
     def _rates(self, rows_U: Int64Array, lr: float) -> float | Tensor:
         """Returns the rows' learning rates, [U]; one for all where no field has its own."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.cold_deal import joined_places
 from model.exceptions import CheckpointMismatchError
 from model.hashing import MISSING_KEY
 from model.reshard_views import joined_view, owned_view
@@ -29,7 +30,8 @@ _PER_ROW = (
 )  # fmt: skip
 _ALIKE = ("rows.clock", "rows.has_exported", "rows.seen.now")
 _PER_SHARD = ("rows.admission.counts", "rows.admission.num_counted")
-_DEALT = {_FREE, _EVICTED, *_PER_ROW, *_PER_SHARD, *_ALIKE}
+_COLD_PLACES, _NUM_COLD = "rows.cold.places", "rows.cold.num_rows"
+_DEALT = {_FREE, _EVICTED, *_PER_ROW, *_PER_SHARD, *_ALIKE, _COLD_PLACES, _NUM_COLD}
 
 
 def split_rows(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -70,7 +72,7 @@ def _owned(part: State, rank: int, size: int) -> dict[str, Tensor]:
     evicted = part[_EVICTED].numpy()
     evicted = evicted[owner_of(evicted[:, 0].copy(), size) == rank]
     owned = {name: part[name][torch.from_numpy(rows)] for name in _PER_ROW}
-    owned |= {name: part[name].clone() for name in _ALIKE}
+    owned |= {name: part[name].clone() for name in (*_ALIKE, _COLD_PLACES) if name in part}
     is_own = torch.zeros(NUM_SHARDS, dtype=torch.bool)
     is_own[torch.from_numpy(shards_of_rank(rank, size))] = True
     for name in _PER_SHARD:
@@ -94,6 +96,8 @@ def _joined(parts: Sequence[State]) -> State:
     num_reserved = int((first[_KEY_OF_ROW] == MISSING_KEY).sum())
     joined = {name: first[name] for name in (*_ALIKE, _FREE)}
     joined[_EVICTED] = torch.cat([part[_EVICTED] for part in parts])
+    if all(_COLD_PLACES in part for part in parts):  # how many rows there are is counted when they are dealt
+        joined[_COLD_PLACES] = joined_places([part[_COLD_PLACES] for part in parts])
     for name in _PER_SHARD:  # of each part one part has all, the others nothing
         joined[name] = torch.stack([part[name] for part in parts]).amax(dim=0)
     for name in _PER_SHARD:  # of each shard one part has all, the others nothing

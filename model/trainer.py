@@ -22,6 +22,7 @@ from model.batch_feed import BatchFeed, Hello
 from model.batching import Part
 from model.canary import Canary
 from model.checkpoint import Position, save_checkpoint
+from model.cold_deal import opened
 from model.compatibility import weights_depend_on
 from model.config import ModelConfig
 from model.decode_ahead import DecodeAhead
@@ -132,7 +133,8 @@ class Trainer:
         self._nothing = decoder.nothing()
         self._intake = Intake(
             decoder,
-            batch_rows=config.batch_rows,
+            # In order of arrival each rank brings a share of a micro-batch; in log order ranks must not be seen in it.
+            most_rows=config.batch_rows if config.deterministic else -(-config.batch_rows // self._ranks.size),
             dead_letter=self._parts.dead_letter,
             now_ms=now_ms,
             stats=self.stats,
@@ -157,7 +159,7 @@ class Trainer:
             config_hash=config_hash,
             depends_on=weights_depend_on(schema, model_config),
         )
-        self._use_cold(None)
+        self._use_cold([])
         self._skipped_in_row = 0
         self._publishing = Publishing(
             self.learner.trained, self._ranks, interval_ms=config.publish_interval_ms, now_ms=now_ms
@@ -477,10 +479,10 @@ class Trainer:
         if self.learner.trained.teacher is not None:
             self.learner.trained.teacher.deny(version)
 
-    def _use_cold(self, folder: Path | None) -> None:
+    def _use_cold(self, folders: Sequence[Path]) -> None:
         """Lets rows leave memory, where the configuration says so, into a store as it is in a checkpoint, or empty."""
-        if self._model_config.embedding.hot_rows is not None and self._parts.cold_store is not None:
-            self.learner.trained.table.use_cold(self._parts.cold_store(folder))
+        if self._model_config.embedding.hot_rows is not None and self._parts.cold_stores is not None:
+            self.learner.trained.table.use_cold(opened(self._parts.cold_stores, folders, self._ranks))
 
     def _new_publisher(self, last_version: int) -> Publisher | None:
         if self._parts.store is None:
@@ -553,7 +555,7 @@ class Trainer:
         rollback = from_lead(self._ranks, lambda: LastRollback(self._watch.last_rollback()), LastRollback).rollback
         checkpoint = checkpoint_after(folder, rollback, self._ranks) if folder is not None else None
         if checkpoint is not None:
-            self._use_cold(checkpoint.cold_folder)
+            self._use_cold(checkpoint.cold_folders)
             self._state.take_up(checkpoint)
             manifest = checkpoint.manifest
             self._saved_positions = self.positions

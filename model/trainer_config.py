@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.canary import CanaryConfig
 from model.checkpoint import FileWriter
-from model.cold_rows import ByteStore
+from model.cold_rows import ColdStores
 from model.device import DeviceName
 from model.gate_config import GateConfig
 from model.probe_set import Weights
@@ -99,9 +99,8 @@ class TrainerParts:
     """The ranks that train together; all but the lead have no store."""
     row_store: RowStore | None = None
     """Where rankers find rows that left memory; on the lead, beside its `store`."""
-    cold_store: Callable[[Path | None], ByteStore] | None = None
-    """Opens the store of rows that leave memory as a checkpoint's folder has it, or empty, instead of the one before.
-    None: all rows stay in memory, whatever `hot_rows` says."""
+    cold_stores: ColdStores | None = None
+    """Opens the store of rows that leave memory; None: all rows stay in memory, whatever `hot_rows` says."""
     weights: Weights = field(default_factory=dict)
     """Scenario or `default` -> production weight of each task over its scale: the gate's churn is that of the ranking.
     Empty: it is not judged."""

@@ -30,7 +30,7 @@ def trainer_on(log_folder: Path, checkpoint_dir: Path, store: ColdStore) -> Trai
         config=CONFIG,
         clock=Clock(step_ms=1),
         model=TIERED,
-        cold_store=store.open,
+        cold_stores=store,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from model.admission import AdmissionConfig
 from model.checkpoint import FileWriter
-from model.cold_rows import ByteStore
+from model.cold_rows import ColdStores
 from model.config import ModelConfig
 from model.embedding_config import EmbeddingConfig
 from model.features import EncodingConfig
@@ -145,7 +145,7 @@ def new_trainer(
     dead_letters: list[tuple[int, int, str]] | None = None,
     writer: FileWriter | None = None,
     ranks: Ranks | None = None,
-    cold_store: Callable[[Path | None], ByteStore] | None = None,
+    cold_stores: ColdStores | None = None,
 ) -> Trainer:
     """A trainer on the small log; dead letters are appended as (partition, offset, error)."""
     found = dead_letters if dead_letters is not None else []
@@ -161,7 +161,7 @@ def new_trainer(
             dead_letter=lambda message, error: found.append((message.partition, message.offset, error)),
             writer=writer or FileWriter(),
             ranks=ranks or Ranks.alone(),
-            cold_store=cold_store,
+            cold_stores=cold_stores,
         ),
         config_hash="c",
         run_id="run",

@@ -8,6 +8,16 @@ import msgspec
 _FILE = "store.msgpack"
 
 
+class MemoryStores:
+    """See `model.cold_rows.ColdStores`."""
+
+    def open(self, checkpoint: Path | None) -> "MemoryBytes":
+        return MemoryBytes(checkpoint)
+
+    def read(self, checkpoint: Path) -> "MemoryBytes":
+        return MemoryBytes(checkpoint)
+
+
 class MemoryBytes:
     """See `model.cold_rows.ByteStore`; a checkpoint is one file."""
 

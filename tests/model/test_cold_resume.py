@@ -24,7 +24,7 @@ from model.source import MemoryExampleSource
 from model.trainer import Trainer
 from tests.model.cold_child import TIERED, WHOLE, trainer_on
 from tests.model.example_log import Clock, new_trainer, partition_log
-from tests.model.memory_bytes import MemoryBytes
+from tests.model.memory_bytes import MemoryStores
 from tests.model.test_checkpoint import NUM_TOUCHES, BreakingWriter, CrashError
 from tests.model.test_cold_tier import rows_of
 from tests.model.test_resume import LOG, after_rounds, never
@@ -51,7 +51,7 @@ def trainer(
         clock=Clock(step_ms=1),
         model=model,
         writer=writer,
-        cold_store=MemoryBytes,
+        cold_stores=MemoryStores(),
     )
 
 
