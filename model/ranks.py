@@ -16,8 +16,10 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from model.exceptions import RankLostError
+from model.rendezvous import fresh_store
 
 Array = npt.NDArray[Any]
 
@@ -66,13 +68,15 @@ class Ranks:
         ranks = cls(_number_in("RANK", least=0), size, timeout_s)
         if ranks.rank >= size:
             raise ValueError(f"RANK: {ranks.rank} is not allowed with WORLD_SIZE {size}; below it")
+        timeout = timedelta(seconds=timeout_s)
         with ranks._together("join"):
+            store, _, _ = next(rendezvous(init_method, rank=ranks.rank, world_size=size, timeout=timeout))
             dist.init_process_group(
                 "gloo" if device is None or device.type == "cpu" else "cpu:gloo,cuda:nccl",
-                init_method=init_method,
+                store=fresh_store(store, ranks.rank, size, timeout_s),
                 rank=ranks.rank,
                 world_size=size,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=timeout,
             )
             ranks.barrier()  # so that a rank that comes too late is missed here and not in the first step
         return ranks
