@@ -11,6 +11,7 @@ else is the host's own, and one over it the most examples per second that one th
 import argparse
 import contextlib
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -146,7 +147,7 @@ def stage_times(values: Sequence[bytes], num_rows: int) -> dict[str, float]:
         for group in groups:
             rows = TrainRows.concat([decoder.decode(value).rows for value in group])
             report = learner.learn(rows.batch, labels_of(rows))
-            assert report.made and report.loss < 10.0
+            assert report.made and math.isfinite(report.loss)
             learned += rows.num_rows
         return learned
 
