@@ -164,7 +164,7 @@ class Learner:
         taught = None
         if model.teacher is not None:
             taught = model.teacher.teach(
-                batch, model.table, lookup, row_offsets, labels, trained_BT, self.config.precision
+                batch, model.rows, lookup, row_offsets, labels, trained_BT, self.config.precision
             )
         rows = StepRows(
             scenario_B=scenario_B,

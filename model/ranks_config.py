@@ -24,6 +24,3 @@ def check_ranks(config: ModelConfig, size: int) -> None:
         )
     if config.position_bias is not None:
         raise ValueError("model.position_bias: given with more than one rank is not allowed; absent")
-    teacher = config.score_regularization.teacher
-    if teacher != "none":
-        raise ValueError(f"model.score_regularization.teacher: {teacher} is not allowed with more than one rank; none")

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.drift_guard import DriftGuardConfig
-from model.hashing import Int64Array
 
 Form = Literal["ce", "prob_mse", "logit_mse"]
 TeacherName = Literal["none", "snapshot", "served", "ema"]
@@ -149,13 +148,8 @@ class MeanScores:
         self.mean_MT = np.full((num_scenarios, num_tasks), 0.5)
         self.num_MT = np.zeros((num_scenarios, num_tasks))
 
-    def update(
-        self, scenario_B: Int64Array, score_BT: npt.NDArray[np.floating], counts_BT: npt.NDArray[np.bool_]
-    ) -> None:
-        """Takes the scores of some cells into account."""
-        count_MT, sum_MT = np.zeros_like(self.mean_MT), np.zeros_like(self.mean_MT)
-        np.add.at(count_MT, scenario_B, counts_BT)
-        np.add.at(sum_MT, scenario_B, np.where(counts_BT, score_BT, 0.0))
+    def update(self, count_MT: Float64Array, sum_MT: Float64Array) -> None:
+        """Takes so many scores of each cell, with this sum, into account."""
         seen_MT = np.maximum(count_MT, 1.0)
         early_MT = seen_MT / (self.num_MT + seen_MT)
         eta_MT = np.where(self.num_MT < self._half_life_rows, early_MT, 1.0 - 2.0 ** (-seen_MT / self._half_life_rows))

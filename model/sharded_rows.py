@@ -22,6 +22,7 @@ from model.hashing import MISSING_KEY, Int64Array
 from model.optim import OptimConfig
 from model.ranks import Ranks
 from model.sharding import by_owner
+from model.teacher_rows import FrozenRows, OldRows
 from model.whole_rows import RowsStepped
 
 _MISSING, _NO_ROW, _HAS_ROW, _GETS_ROW = range(4)
@@ -50,16 +51,16 @@ class SharedLookup(NamedTuple):
     """Place in `weight_UW` of each value of the flat order."""
     owned: Lookup
     """What all parts together have of the rows that this rank owns, then all reserved rows."""
-    place_of: list[Int64Array]
-    """Place in `owned` of each key that a rank asked for, by rank."""
-    num_to: Int64Array
+    asked: Asked
+    key_of: list[Int64Array]
+    """Place in the keys of `owned` of each key that a rank asked for, by rank."""
     counts: npt.NDArray[np.int64]
     """What `apply` needs the sum of over the ranks."""
 
     @property
     def num_own(self) -> int:
         """How many rows of the whole micro-batch are this rank's alone; the others are reserved."""
-        return len(self.owned.rows_U) - len(self.weight_UW) + int(self.num_to.sum())
+        return len(self.owned.rows_U) - len(self.weight_UW) + int(self.asked.num_to.sum())
 
 
 class ShardedRows:
@@ -82,12 +83,12 @@ class ShardedRows:
         field_K, counts_A = received_A4[first_K, 1], received_A4[:, 2] > 0
         field_K[place_A[counts_A]] = received_A4[counts_A, 1]  # a value may also stand in a field that admits none
         owned = self._table.lookup_keys(keys_K, field_K, counted_K, examples_K)
-        place_of = _parts(owned.index_N[place_A], asked.received)
+        key_of = _parts(place_A, asked.received)
         num_own = len(owned.rows_U) - layout.num_reserved
         state_U = np.full(len(owned.rows_U), _HAS_ROW, np.float32)
         state_U[owned.new_U], state_U[num_own:] = _GETS_ROW, _NO_ROW
         answer_UW1 = torch.cat([owned.weight_UW, self._index(state_U)[:, None]], dim=1)
-        answers = [answer_UW1[self._index(place)] for place in place_of]
+        answers = [answer_UW1[self._index(owned.index_N[places])] for places in key_of]
         weight_UW, state_K = self._answered(asked, answers, owned.weight_UW[num_own:])
         state_N = np.append(state_K, _MISSING)[asked.index_N]
         index_N = self._places(asked, state_N, len(state_K))
@@ -99,8 +100,8 @@ class ShardedRows:
             weight_UW=weight_UW,
             index_N=index_N,
             owned=owned,
-            place_of=place_of,
-            num_to=asked.num_to,
+            asked=asked,
+            key_of=key_of,
             counts=np.concatenate([*lookups_3F, owned.admitted_F, uses_R, [num_own]]),
         )
 
@@ -115,17 +116,30 @@ class ShardedRows:
         weight_UW, state_K = self._answered(asked, answers, reserved_RW)
         return weight_UW, self._places(asked, np.append(state_K, _MISSING)[asked.index_N], len(state_K))
 
+    def old(self, lookup: SharedLookup, view: FrozenRows) -> OldRows:
+        """Returns the rows of this rank's part as they were in a view that every rank took of its own."""
+        old, asked = view.rows_of(self._table.batch_rows(lookup.owned), self._layout), lookup.asked
+        examples_K = old.examples_N.astype(np.float32)
+        answers = [
+            torch.cat([old.source_VW[self._index(old.index_N[key])], self._index(examples_K[key])[:, None]], dim=1)
+            for key in lookup.key_of
+        ]
+        source_VW, examples_K = self._answered(asked, answers, view.reserved_RW)
+        examples_N = np.append(examples_K, -1)[asked.index_N].astype(np.int64)
+        state_N = np.where(asked.index_N < 0, _MISSING, np.where(examples_N < 0, _NO_ROW, _HAS_ROW))
+        return OldRows(source_VW, self._places(asked, state_N, len(examples_K)), examples_N)
+
     def to_owners(self, lookup: SharedLookup, grad_UW: Tensor) -> Tensor:
         """Returns the gradients of `lookup.owned`, added up over the ranks, for those of `lookup.weight_UW`."""
-        sizes = [*lookup.num_to.tolist(), self._layout.num_reserved]
+        sizes = [*lookup.asked.num_to.tolist(), self._layout.num_reserved]
         *parts, reserved_RW = torch.split(grad_UW, sizes)
-        coming = [len(place) + len(reserved_RW) for place in lookup.place_of]
+        coming = [len(places) + len(reserved_RW) for places in lookup.key_of]
         received = self._ranks.exchange_tensors([torch.cat([part, reserved_RW]) for part in parts], coming)
         owned_UW = torch.zeros_like(lookup.owned.weight_UW)
         reserved = np.arange(lookup.num_own, len(owned_UW))
-        for place, part in zip(lookup.place_of, received, strict=True):
+        for places, part in zip(lookup.key_of, received, strict=True):
             # Keys without a row are in the place of a default row; their gradients are zero.
-            owned_UW.index_add_(0, self._index(np.concatenate([place, reserved])), part)
+            owned_UW.index_add_(0, self._index(np.concatenate([lookup.owned.index_N[places], reserved])), part)
         return owned_UW
 
     def apply(
@@ -182,15 +196,14 @@ class ShardedRows:
     def _answered(
         self, asked: Asked, answers: Sequence[Tensor], reserved_RW: Tensor
     ) -> tuple[Tensor, npt.NDArray[np.float32]]:
-        """Sends each rank its answers: weights, and whether there is a row, [.., W + 1].
+        """Sends each rank its answers: weights, and one number about the row, [.., W + 1].
 
-        Returns the weights of the keys that this rank asked for, followed by the reserved rows, and whether each of
-        them has a row, [K].
+        Returns the weights of the keys that this rank asked for, followed by the reserved rows, and the numbers, [K].
         """
         answer_KW1 = torch.cat(self._ranks.exchange_tensors(answers, asked.num_to.tolist()))
         return torch.cat([answer_KW1[:, :-1], reserved_RW]), answer_KW1[:, -1].cpu().numpy()
 
-    def _places(self, asked: Asked, state_N: npt.NDArray[np.float32], num_keys: int) -> Int64Array:
+    def _places(self, asked: Asked, state_N: npt.NDArray[np.generic], num_keys: int) -> Int64Array:
         """Returns the place of each value among the keys' rows and the reserved ones, [N]."""
         layout, field_N = self._layout, asked.field_N
         missing = state_N == _MISSING

@@ -8,7 +8,7 @@ Letters: B rows, M scenarios, T tasks.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,32 @@ from torch import Tensor
 
 from model.calibrator import Pairs
 from model.drift_guard import DriftGuard
-from model.embedding import EmbeddingTable, Lookup
+from model.embedding import EmbeddingTable
 from model.features import EncodedBatch
 from model.labels import LabelBatch
 from model.metrics import BoolArray, Int64Array, cross_entropy
 from model.network import Network
 from model.precision import Precision
+from model.ranks import Ranks
 from model.scenario_registry import ScenarioRegistry
 from model.score_regularization import MeanScores, ScoreRegularizationConfig, scale_of
 from model.served_teacher import ServedTeacher
 from model.teacher_copies import TeacherCopies
+from model.whole_rows import Rows
 from stream.schema import SchemaConfig
+
+L = TypeVar("L")
+REASONS = (
+    "no_teacher",
+    "resting",
+    "new_scenario",
+    "unknown_id",
+    "unscored",
+    "unknown_version",
+    "denied_version",
+    "not_finite",
+)
+"""Why a label is not held to the teacher's score."""
 
 
 class Taught(NamedTuple):
@@ -51,13 +66,16 @@ class Teacher:
         table: EmbeddingTable,
         new_net: Callable[[int], Network],
         half_life_rows: float,
+        ranks: Ranks,
     ) -> None:
         """`new_net`: from a number of scenarios to a network as it is served, its values to be loaded."""
         tasks = tuple(schema.tasks)
         self._config = config
         self._tasks = tasks
+        self._ranks = ranks
         self._weight_T = config.weights(tasks)
         self._new_net = new_net
+        self._device = table.weight.device
         self._means = MeanScores(len(schema.scenarios), len(tasks), half_life_rows)
         self._guard = None if config.drift_guard is None else DriftGuard(config.drift_guard)
         policies = [task.policy for task in schema.tasks.values()]
@@ -114,8 +132,8 @@ class Teacher:
     def teach(
         self,
         batch: EncodedBatch,
-        table: EmbeddingTable,
-        lookup: Lookup,
+        rows: Rows[L],
+        lookup: L,
         row_offsets: list[int],
         labels: LabelBatch,
         trained_BT: BoolArray,
@@ -123,34 +141,45 @@ class Teacher:
     ) -> Taught | None:
         """Returns what the teacher says of a batch sorted by scenario, before it is learned; None: nothing at all.
 
-        It is asked of the first emissions that are trained; repeats say nothing new about the score.
+        It is asked of the first emissions that are trained; repeats say nothing new about the score. On several ranks
+        each asks of its own rows; what is counted is of all.
         """
         asked_BT = trained_BT & labels.first_BT & (self._weight_T > 0)
         share = self._share(labels.watermark_ms)
         copy = self._copies.current
-        if share == 0 or (self._served is None and copy is None):
-            self.masked["resting" if share == 0 else "no_teacher"] += int(asked_BT.sum())
-            return None
         scenario_B = batch.scenario_B
-        if self._served is not None:
+        age_ms_B = np.zeros(len(scenario_B), np.int64)
+        z_BT = None
+        reasons: dict[str, BoolArray] = {}
+        if share == 0 or (self._served is None and copy is None):
+            reasons = {"resting" if share == 0 else "no_teacher": np.ones((len(scenario_B), 1), np.bool_)}
+        elif self._served is not None:
             if labels.served is None:
-                self.masked["unscored"] += int(asked_BT.sum())
-                return None
-            logits_BT, reasons = self._served.logits(scenario_B, labels.served)
-            z_BT = torch.from_numpy(logits_BT.astype(np.float32)).to(lookup.weight_UW.device)
-            age_ms_B = labels.watermark_ms - labels.served.impression_ms_B
+                reasons = {"unscored": np.ones((len(scenario_B), 1), np.bool_)}
+            else:
+                logits_BT, reasons = self._served.logits(scenario_B, labels.served)
+                z_BT = torch.from_numpy(logits_BT.astype(np.float32)).to(self._device)
+                age_ms_B = labels.watermark_ms - labels.served.impression_ms_B
         else:
             assert copy is not None
-            rows = table.batch_rows(lookup)
-            z_BT, reasons = self._copies.logits(batch, rows, row_offsets, precision, self._config.min_examples)
+            old = rows.old(lookup, copy.rows)
+            z_BT, reasons = self._copies.logits(batch, old, row_offsets, precision, self._config.min_examples)
             age_ms_B = np.full(len(scenario_B), labels.watermark_ms - copy.taken_ms)
-        held_BT = asked_BT
-        for reason, is_silent in (*reasons.items(), ("not_finite", ~torch.isfinite(z_BT).cpu().numpy())):
-            self.masked[reason] += int((held_BT & is_silent).sum())
+        if z_BT is not None:
+            reasons |= {"not_finite": ~torch.isfinite(z_BT).cpu().numpy()}
+        held_BT, masked = asked_BT, dict.fromkeys(REASONS, 0)
+        for reason, is_silent in reasons.items():
+            masked[reason] = int((held_BT & is_silent).sum())
             held_BT = held_BT & ~is_silent
-        num_held = int(held_BT.sum())
-        self.num_held += num_held
-        self.age_ms = float((held_BT.sum(axis=1) * age_ms_B).sum() / num_held) if num_held else 0.0
+        counts = [int(held_BT.sum()), float((held_BT.sum(axis=1) * age_ms_B).sum()), *masked.values()]
+        (summed,) = self._ranks.sum_arrays([np.array(counts)])
+        num_held, age_ms, *num_masked = summed.tolist()
+        self.masked.update({reason: int(num) for reason, num in zip(REASONS, num_masked, strict=True) if num})
+        if share and (self._served is not None or copy is not None):
+            self.num_held += int(num_held)
+            self.age_ms = age_ms / num_held if num_held else 0.0
+        if z_BT is None:
+            return None
         factor_MT = share * self._weight_T * self._scale_MT()
         return Taught(z_BT, held_BT, factor_MT[scenario_B].astype(np.float32))
 
@@ -165,13 +194,18 @@ class Teacher:
         """Takes note of a step that was made: the scores before it, and the network after it."""
         logit_BT = score_BT.double().cpu().numpy()
         cells_BT = trained_BT & labels.first_BT
-        self._means.update(scenario_B, 1 / (1 + np.exp(-logit_BT)), cells_BT)
+        count_MT, sum_MT = np.zeros_like(self._means.mean_MT), np.zeros_like(self._means.mean_MT)
+        np.add.at(count_MT, scenario_B, cells_BT)
+        np.add.at(sum_MT, scenario_B, np.where(cells_BT, 1 / (1 + np.exp(-logit_BT)), 0.0))
+        loss_N = cross_entropy(logit_BT[cells_BT], labels.label_BT[cells_BT].astype(np.float64))
+        count_MT, sum_MT, loss = self._ranks.sum_arrays([count_MT, sum_MT, np.array(loss_N.sum())])
+        self._means.update(count_MT, sum_MT)
         if self._config.teacher == "ema":
             self._average(net)
-        if self._guard is None or not cells_BT.any():
+        if self._guard is None or not count_MT.any():
             return
-        loss = float(cross_entropy(logit_BT[cells_BT], labels.label_BT[cells_BT].astype(np.float64)).mean())
-        if self._guard.update(loss) and self._share(labels.watermark_ms) == 1 and labels.watermark_ms > 0:
+        has_risen = self._guard.update(float(loss / count_MT.sum()))
+        if has_risen and self._share(labels.watermark_ms) == 1 and labels.watermark_ms > 0:
             self.num_alarms += 1
             self._alarm_ms = labels.watermark_ms
             # The next copy is one of the new world: it has learned nothing else for as long as the term rests.

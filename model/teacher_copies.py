@@ -16,11 +16,12 @@ from torch import Tensor
 
 from model.embedding import EmbeddingTable
 from model.features import EncodedBatch
+from model.hashing import MISSING_KEY
 from model.metrics import BoolArray
 from model.network import Network
 from model.precision import Precision, products_in
 from model.score_regularization import KnownId
-from model.teacher_rows import BatchRows, FrozenRows, OldRows
+from model.teacher_rows import FrozenRows, OldRows
 
 Role = Literal["current", "previous", "candidate"]
 
@@ -87,37 +88,38 @@ class TeacherCopies:
             self._copies[role] = copy
 
     def logits(
-        self, batch: EncodedBatch, rows: BatchRows, row_offsets: list[int], precision: Precision, min_examples: int
+        self, batch: EncodedBatch, old: OldRows, row_offsets: list[int], precision: Precision, min_examples: int
     ) -> tuple[Tensor, dict[str, BoolArray]]:
         """Returns the teacher's logits of a batch, [B, T], and by reason where there are none, [B, 1].
 
-        The batch is sorted by scenario. An evaluation forward without gradient; a scenario that it does not have is
-        scored as its last one, and masked.
+        The batch is sorted by scenario; `old` are its rows as they were in `current.rows`. An evaluation forward
+        without gradient; a scenario that it does not have is scored as its last one, and masked.
         """
         teacher = self._copies["current"]
         layout, num_scenarios = self._table.layout, teacher.net.num_scenarios
-        old = teacher.rows.rows_of(rows, layout)
         offsets = [*row_offsets[:num_scenarios], row_offsets[-1]]
-        index = torch.from_numpy(old.index_N).to(old.source_VW.device)
-        with torch.no_grad(), products_in(precision, index.device.type):
-            inputs = layout.network_inputs(
-                old.source_VW, index, batch, offsets, with_sequence=teacher.net.uses_sequence
-            )
-            z_BT = teacher.net(inputs).float()
+        z_BT = torch.empty(0, teacher.net.shape.num_tasks, device=old.source_VW.device)
+        if batch.num_rows:
+            index = torch.from_numpy(old.index_N).to(old.source_VW.device)
+            with torch.no_grad(), products_in(precision, index.device.type):
+                inputs = layout.network_inputs(
+                    old.source_VW, index, batch, offsets, with_sequence=teacher.net.uses_sequence
+                )
+                z_BT = teacher.net(inputs).float()
         is_new_B = np.arange(batch.num_rows) >= row_offsets[min(num_scenarios, len(row_offsets) - 1)]
-        is_unknown_B = self._has_unknown_id(batch, rows, old, min_examples)
+        is_unknown_B = self._has_unknown_id(batch, old, min_examples)
         return z_BT, {"new_scenario": is_new_B[:, None], "unknown_id": is_unknown_B[:, None]}
 
-    def _has_unknown_id(self, batch: EncodedBatch, rows: BatchRows, old: OldRows, min_examples: int) -> BoolArray:
+    def _has_unknown_id(self, batch: EncodedBatch, old: OldRows, min_examples: int) -> BoolArray:
         """Returns which rows have an id that had too few examples; a missing id is none."""
         layout = self._table.layout
-        starts = layout.field_starts(batch)
+        starts, keys_N = layout.field_starts(batch), layout.flat_keys(batch)
         is_unknown_B = np.zeros(batch.num_rows, np.bool_)
         for field, one in enumerate(layout.fields):
             if one.name not in self._known_ids or not one.admission:
                 continue
             places = starts[field] + (np.arange(batch.num_rows) if one.side == "item" else batch.request_index_B)
-            is_missing_B = rows.rows_U[rows.index_N[places]] == layout.missing_row_F[field]
+            is_missing_B = keys_N[places] == MISSING_KEY
             is_unknown_B |= (old.examples_N[places] < min_examples) & ~is_missing_B
         return is_unknown_B
 

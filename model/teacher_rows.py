@@ -60,6 +60,11 @@ class FrozenRows:
         self._place_of_gone: Int64Array = np.zeros(0, np.int64)
 
     @property
+    def reserved_RW(self) -> Tensor:
+        """The default and missing rows as they were."""
+        return self._reserved_RW
+
+    @property
     def num_kept(self) -> int:
         """Rows whose old value is kept here."""
         return self._num_kept

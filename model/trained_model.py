@@ -83,7 +83,8 @@ class TrainedModel:
         self.teacher: Teacher | None = None
         """What scores are held to; None: nothing."""
         if regularization.weights(tuple(schema.tasks)).any():
-            self.teacher = Teacher(schema, regularization, self.table, self._served_net, config.loss.half_life_rows)
+            half_life_rows = config.loss.half_life_rows
+            self.teacher = Teacher(schema, regularization, self.table, self._served_net, half_life_rows, ranks)
 
     @property
     def registry(self) -> ScenarioRegistry:

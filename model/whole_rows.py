@@ -9,6 +9,7 @@ from model.features import EncodedBatch
 from model.hashing import Int64Array
 from model.metrics import BoolArray
 from model.optim import OptimConfig
+from model.teacher_rows import FrozenRows, OldRows
 
 
 class RowsStepped(NamedTuple):
@@ -29,6 +30,9 @@ class Rows(Protocol[L]):
 
     def read(self, batch: EncodedBatch) -> tuple[Tensor, Int64Array]:
         """Returns weights of this rank's part of a batch, to look at only, and each value's place among them."""
+
+    def old(self, lookup: L, view: FrozenRows) -> OldRows:
+        """Returns the rows of this rank's part as they were in a view of them."""
 
     def to_owners(self, lookup: L, grad_UW: Tensor) -> Tensor:
         """Returns the gradients of the rows that this rank owns, of all parts, for those of its own part."""
@@ -54,6 +58,10 @@ class WholeRows:
         layout = self._table.layout
         keys_N = layout.flat_keys(batch)
         return self._table.read(layout.rows(batch, keys_N, self._table.ids), keys_N)
+
+    def old(self, lookup: Lookup, view: FrozenRows) -> OldRows:
+        """Returns the rows of a batch as they were in a view of them."""
+        return view.rows_of(self._table.batch_rows(lookup), self._table.layout)
 
     def to_owners(self, lookup: Lookup, grad_UW: Tensor) -> Tensor:
         """Returns the gradients as they are."""

@@ -27,6 +27,8 @@ from model.learner import Learner
 from model.losses import LossConfig
 from model.optim import OptimConfig
 from model.ranks import Ranks
+from model.score_regularization import ScoreRegularizationConfig
+from model.served_teacher import ServedScores
 from model.sharding import shards_of_rank
 from model.shared_bottom import SharedBottomConfig
 from stream.schema import KIND_CODE
@@ -70,9 +72,21 @@ CASES: dict[str, ModelConfig] = {
         embedding=EmbeddingConfig(width=4, max_rows=60),
         loss=LossConfig(weighting="mgda"),
     ),
+    "held": ModelConfig(
+        preset="custom",
+        hinet=TINY_NET,
+        embedding=replace(LIMITS, admission=AdmissionConfig(counter_bits=14)),
+        score_regularization=ScoreRegularizationConfig(teacher="ema", min_examples=2, ema_half_life_steps=5),
+    ),
+    "served": ModelConfig(
+        preset="custom",
+        hinet=TINY_NET,
+        embedding=EmbeddingConfig(width=4),
+        score_regularization=ScoreRegularizationConfig(teacher="served", form="prob_mse"),
+    ),
 }
 """Between them: admission by count and by draw, ttl, limits of a field and of all, delayed labels, added scenarios,
-tasks weighed by what the rows of all ranks say."""
+tasks weighed by what the rows of all ranks say, and scores that are held to those of older models."""
 
 
 def drawn(learner: Learner, case: str) -> Iterator[tuple[EncodedBatch, LabelBatch]]:
@@ -92,6 +106,11 @@ def drawn(learner: Learner, case: str) -> Iterator[tuple[EncodedBatch, LabelBatc
             weight_BT = labeled.weight_BT.copy()
             weight_BT[np.nonzero(labeled.mask_BT)[0][0]] = np.nan
             labeled = replace(labeled, weight_BT=weight_BT)
+        if case == "served" and step % 4:
+            probability_BT = rng.uniform(0.1, 0.9, (num_rows, 2)).astype(np.float32)
+            version_B, impression_ms_B = rng.integers(1, 4, num_rows), 9_990 + rng.integers(0, 9, num_rows)
+            scores = ServedScores(probability_BT=probability_BT, version_B=version_B, impression_ms_B=impression_ms_B)
+            labeled = replace(labeled, served=scores)
         yield batch, replace(labeled, label_BT=labeled.label_BT.astype(np.float32), place_B=np.arange(num_rows))
 
 
@@ -138,6 +157,11 @@ def run(ranks: Ranks, case: str) -> dict[str, Tensor]:
         counts = batch.rows_of_unknown(labeled.first_BT.any(axis=1))
         for name in model.growth.count(counts):
             model.add_scenario(name)
+        if model.teacher is not None and step in (5, 12, 19):
+            if case == "held":
+                model.take_teacher(step, 10_000 + 7 * step)
+            model.promote_teacher(step if case == "held" else step // 5, {"home": {"click": (0.9, 0.2)}})
+            found[f"step.{step}.teacher"] = torch.tensor([model.teacher.num_held, *model.teacher.masked.values()])
         found[f"step.{step}.scores"] = torch.from_numpy(scored_BT)
         found[f"step.{step}.rows"] = torch.from_numpy(rows_B)
         found[f"step.{step}.logits"] = torch.from_numpy(report.logits_BT)
@@ -159,7 +183,7 @@ def of_report(report: Any) -> list[float]:
 def alike(learner: Learner) -> dict[str, Tensor]:
     """Returns all that every rank has."""
     model, state = learner.trained, learner.trained.state()
-    tensors = {name: tensor for name, tensor in state.items() if not name.startswith("rows.")}
+    tensors = {name: tensor for name, tensor in state.items() if not ("rows." in name and "reserved" not in name)}
     num_reserved = model.table.layout.num_reserved
     for name in ("weight", "accumulator", "seen.ms"):
         tensors[f"reserved.{name}"] = state[f"rows.{name}"][:num_reserved]
@@ -171,6 +195,8 @@ def alike(learner: Learner) -> dict[str, Tensor]:
     tensors["progress"] = torch.tensor(
         [model.table.clock, model.num_steps, model.shares.num_rows, len(model.registry.names)]
     )
+    if model.teacher is not None:
+        tensors["teacher.age_ms"] = torch.tensor(model.teacher.age_ms)
     tensors["task_weights"] = torch.from_numpy(model.weighting.weights())
     tensors["opened"] = torch.tensor([share for _, share in model.growth.shares()])
     return tensors

@@ -54,6 +54,8 @@ def test_ranks_learn_what_one_rank_learns(
             for rank in ranks:
                 ours[rank[f"step.{step}.rows"]] = rank[f"step.{step}.{name}"]
             check_close(f"step.{step}.{name}", ours, one[f"step.{step}.{name}"])
+        if f"step.{step}.teacher" in one:
+            assert all(rank[f"step.{step}.teacher"].tolist() == one[f"step.{step}.teacher"].tolist() for rank in ranks)
         report = one[f"step.{step}.report"]
         for rank in ranks:
             check_close(f"step.{step}", rank[f"step.{step}.report"][:2], report[:2])
@@ -101,5 +103,8 @@ def test_the_cases_do_what_they_are_for(alone: dict[str, Found]) -> None:
     skipped, clipped, held_back, weighed, begun = (reports[:, column].sum() for column in (3, 5, 9, 10, 13))
     assert skipped == 1 and clipped > 10 and held_back > 0 and weighed > 50 and begun == 2
     assert limits["all.progress"].tolist()[3] == 4 and 0 < limits["all.opened"] <= 1
+    for case in ("held", "served"):
+        num_held, *masked = alone[case]["step.19.teacher"].tolist()
+        assert num_held > 50 and sum(masked) > 100, case
     for case in ("draws", "mix"):
         assert alone[case]["all.task_weights"].std() > 0

@@ -133,7 +133,9 @@ def test_mean_scores_are_cumulative_then_exponential() -> None:
     mean, num = [0.5, 0.5], [0.0, 0.0]
     for _ in range(60):
         scenario, score, counts = rng.integers(0, 2, 5), rng.random((5, 1)), rng.random((5, 1)) < 0.7
-        means.update(scenario, score, counts)
+        num_of = [[int(counts[scenario == i].sum())] for i in range(2)]
+        sum_of = [[float(score[scenario == i][counts[scenario == i]].sum())] for i in range(2)]
+        means.update(np.array(num_of, np.float64), np.array(sum_of))
         for i in range(2):
             own = score[(scenario == i) & counts[:, 0], 0]
             if len(own):

@@ -52,11 +52,11 @@ def take(learner: Learner, version: int = 1, watermark_ms: int = 1_000) -> None:
 
 def ask(learner: Learner, batch: EncodedBatch, own: LabelBatch) -> Taught | None:
     """What the teacher says of a batch; rows sorted by scenario."""
-    table = learner.trained.table
+    rows = learner.trained.rows
     batch, order_B, row_offsets = learner.resolved(batch).by_scenario(learner.trained.net.num_scenarios)
     own = own.take(order_B)
-    lookup = table.lookup(batch, np.any(own.first_BT, axis=1))
-    return teacher_of(learner).teach(batch, table, lookup, row_offsets, own, own.mask_BT, "float32")
+    lookup = rows.lookup(batch, np.any(own.first_BT, axis=1))
+    return teacher_of(learner).teach(batch, rows, lookup, row_offsets, own, own.mask_BT, "float32")
 
 
 def said(learner: Learner, batch: EncodedBatch, own: LabelBatch) -> tuple[Float32Array, Float32Array]:
