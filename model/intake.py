@@ -24,14 +24,14 @@ class Intake:
         self,
         decoder: ExampleDecoder,
         *,
-        batch_rows: int,
+        most_rows: int,
         dead_letter: Callable[[ExampleMessage, str], None],
         now_ms: Callable[[], int],
         stats: TrainerStats,
     ) -> None:
         self.decode: Callable[[bytes], DecodedExamples] = decoder.decode
         """Makes rows of a message."""
-        self._batch_rows = batch_rows
+        self._most_rows = most_rows
         self._dead_letter = dead_letter
         self._now_ms = now_ms
         self._stats = stats
@@ -89,7 +89,7 @@ class Intake:
             after=Position(message.offset + 1),
         )
         first_row = position.row if message.offset == position.offset else 0
-        return list(part.pieces(self._batch_rows, first_row))
+        return list(part.pieces(self._most_rows, first_row))
 
     def learned(self, parts: Sequence[Part]) -> None:
         """Moves the positions behind the parts of a micro-batch."""

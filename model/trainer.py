@@ -133,7 +133,8 @@ class Trainer:
         self._nothing = decoder.nothing()
         self._intake = Intake(
             decoder,
-            batch_rows=config.batch_rows,
+            # In order of arrival each rank brings a share of a micro-batch; in log order ranks must not be seen in it.
+            most_rows=config.batch_rows if config.deterministic else -(-config.batch_rows // self._ranks.size),
             dead_letter=self._parts.dead_letter,
             now_ms=now_ms,
             stats=self.stats,
