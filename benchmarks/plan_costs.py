@@ -96,17 +96,17 @@ def step(preset: Preset) -> tuple[float, float]:
 
 def trainer_us(num_slates: int = 3_000) -> dict[str, float]:
     """Returns CPU us per row of a trainer in this process that publishes into memory, by what it does."""
-    now_ms = [1_790_000_000_000]
-    trainer = Trainer(
-        SCHEMA,
-        TrainerConfig(publish_interval_ms=3_600_000),
-        ModelConfig(encoding=NO_HISTORY),
-        now_ms=lambda: now_ms[0],
-        parts=TrainerParts(store=MemorySnapshotStore(lambda: now_ms[0])),
-    )
+    start_ms = 1_790_000_000_000
     values, spent_s = messages(num_slates), {"reading": 0.0, "step": 0.0}
     warm = len(values) // 5
     with _timed(ExampleDecoder, "decode", spent_s, "reading"), _timed(Learner, "learn", spent_s, "step"):
+        trainer = Trainer(
+            SCHEMA,
+            TrainerConfig(publish_interval_ms=3_600_000),
+            ModelConfig(encoding=NO_HISTORY),
+            now_ms=lambda: start_ms,
+            parts=TrainerParts(store=MemorySnapshotStore(lambda: start_ms)),
+        )
         for offset, value in enumerate(values[:warm]):
             trainer.train_message(value, 0, offset)
         spent_s.update(reading=0.0, step=0.0)
@@ -114,6 +114,8 @@ def trainer_us(num_slates: int = 3_000) -> dict[str, float]:
         for offset, value in enumerate(values[warm:], warm):
             trainer.train_message(value, 0, offset)
         whole_s, rows = time.process_time() - started_s, trainer.stats.examples - started_rows
+    if min(spent_s.values()) <= 0:
+        raise RuntimeError(f"what is measured is not called any more: {spent_s}")
     us = {name: 1e6 * seconds / rows for name, seconds in spent_s.items()}
     return us | {"the rest": 1e6 * whole_s / rows - sum(us.values())}
 
