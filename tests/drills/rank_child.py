@@ -1,7 +1,7 @@
 """A rank to be killed: `torchrun ... -m tests.drills.rank_child FOLDER`, where FOLDER/log is a log of examples.
 
-Before its first start counts, the job trains the log undisturbed; then it trains it with checkpoints, and goes on where
-the last one says each time that torchrun starts it again. Slowly, for as long as FOLDER/slow is there.
+First of all the job trains the log undisturbed; then it trains it with checkpoints, and goes on where the last one
+says each time that torchrun starts it again. Slowly, for as long as FOLDER/slow is there.
 """
 
 import json
@@ -29,14 +29,14 @@ MODEL = replace(
     example_log.MODEL,
     embedding=EmbeddingConfig(
         width=4,
-        admission=AdmissionConfig(counter_bits=12),
+        admission=AdmissionConfig(counter_bits=14),
         max_rows=40,
         fields={"item_id": FieldIdsConfig(admission=3), "user_id": FieldIdsConfig(ttl_ms=20_000)},
     ),
 )
 """A model whose rows are counted, admitted, evicted and expire."""
 CHECKPOINT_MS = 250
-_PACE_S = 0.02
+_PACE_S = 0.05
 
 
 class PacedSource(MemoryExampleSource):
@@ -99,9 +99,11 @@ def tell(path: Path, what: Mapping[str, object]) -> None:
 
 
 def keep(trainer: Trainer, path: Path) -> None:
-    """Writes all that must not depend on kills: the model's state, the metrics, and what was counted."""
-    metrics = {f"metrics.{name}": torch.from_numpy(array) for name, array in trainer.metrics.state().items()}
-    save_file(trainer.learner.trained.state() | metrics, path.with_suffix(".safetensors"))
+    """Writes all that must not depend on kills: the model's state, what was counted, and the lead's metrics."""
+    tensors = trainer.learner.trained.state()
+    if trainer.ranks.is_lead:
+        tensors |= {f"metrics.{name}": torch.from_numpy(array) for name, array in trainer.metrics.state().items()}
+    save_file(tensors, path.with_suffix(".safetensors"))
     counts = {name: getattr(trainer.stats, name) for name in ("messages", "examples", "steps", "skipped")}
     positions = {partition: position.offset for partition, position in sorted(trainer.positions.items())}
     tell(path.with_suffix(".json"), counts | {"positions": positions})
