@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt fmt-check lint type imports bench chaos drills scale smoke docs clean
+.PHONY: help demo test check fmt fmt-check lint type imports bench chaos drills ranks-drill scale smoke docs clean
 
 help: ## List these recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,9 @@ drills: $(INSTALLED) ## Break one thing after the other on real Kafka (KAFKA_HOM
 
 scale: $(INSTALLED) ## Joiners and rankers on hosts of their own (namespaces), moved, killed, cut off; needs root, KAFKA_HOME, haproxy
 	$(BIN)/python -m tests.scale
+
+ranks-drill: $(INSTALLED) ## Kill ranks of a training job 20 times, then compare with one that was left alone
+	$(BIN)/python -m tests.drills.ranks --json benchmarks/results/ranks_drill.json
 
 smoke: ## Run docker-compose.yml: everything healthy, a ranking that changes, the trainer killed; needs Docker
 	$(PYTHON) deploy/smoke.py $(SMOKE)
