@@ -22,14 +22,14 @@ from torch import Tensor
 
 from model.exceptions import StoreError
 from model.hashing import Int64Array
-from model.row_records import FoundRows, Records, bucket_of, merged, num_records, records_of, removals_of
+from model.row_records import FoundRows, Records, bucket_of, merged, records_of, removals_of
 from model.row_store import PIECE, RowsAt, RowStore, fetch_rows
 from model.store import SnapshotStore
 
 logger = logging.getLogger(__name__)
 
 MIN_BUCKETS = 4_096
-FIRST_FILL = 4
+FIRST_FILL = 8
 """Rows per bucket of a new generation, at most, where there are more than `MIN_BUCKETS` of them."""
 MOST_FILL = 16
 """Rows per bucket, on the mean, from which a new generation with more buckets begins."""
@@ -152,10 +152,9 @@ class RowPublisher:
                 before, piece_U, new_N[first:end], num_buckets=at.num_buckets, floor=self._floor
             )
             pairs = zip(piece_U.tolist(), before, after, strict=True)
-            changed = {bucket: (old or b"", new) for bucket, old, new in pairs if (old or b"") != new}
-            self._store.write(at.generation, {bucket: new for bucket, (_, new) in changed.items()})
-            for old, new in changed.values():
-                self._stats.records += num_records(new, self._width) - num_records(old, self._width)
+            self._store.write(at.generation, {bucket: new for bucket, old, new in pairs if (old or b"") != new})
+            num_bytes = sum(map(len, after)) - sum(len(old) for old in before if old is not None)
+            self._stats.records += num_bytes // new_N.dtype.itemsize
             if has_several_U.any():
                 self._untidy.append((at.version, piece_U[has_several_U]))
 

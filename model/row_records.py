@@ -39,8 +39,15 @@ def record_type(width: int) -> np.dtype[np.void]:
 
 
 def bucket_of(keys_N: Int64Array, num_buckets: int) -> Int64Array:
-    """Returns the bucket of each key, of a power of two. Keys are hashes, so their low bits will do."""
-    return keys_N & (num_buckets - 1)
+    """Returns the bucket of each key, of a power of two: ranges of keys, which are hashes, so that all are as full.
+
+    Rows that come in the order of their keys fill one bucket after the other.
+    """
+    shift = 64 - (num_buckets.bit_length() - 1)
+    if shift == 64:
+        return np.zeros(len(keys_N), np.int64)
+    bucket_N: Int64Array = (keys_N >> shift) + num_buckets // 2
+    return bucket_N
 
 
 def records_of(keys_N: Int64Array, version: int, weights_NW: FloatArray) -> Records:
@@ -63,11 +70,15 @@ def merged(
     And for each whether some key has several records in it, [U]: then less will do once the floor has risen.
     `buckets_U` rises and holds the bucket of every new record. What is not a string of records is left out.
     """
-    old_U = [_records(value, new_N.dtype) for value in values_U]
-    lengths_U = [len(old) for old in old_U]
-    all_N = np.concatenate([*old_U, new_N])
-    place_N = np.searchsorted(buckets_U, bucket_of(all_N["key"], num_buckets))
-    place_N[: sum(lengths_U)] = np.repeat(np.arange(len(lengths_U)), lengths_U)
+    size = new_N.dtype.itemsize
+    old_U = [value if value is not None and len(value) % size == 0 else b"" for value in values_U]
+    all_N = np.frombuffer(b"".join([*old_U, new_N.tobytes()]), new_N.dtype)
+    place_N = np.concatenate(
+        [
+            np.repeat(np.arange(len(old_U)), [len(old) // size for old in old_U]),
+            np.searchsorted(buckets_U, bucket_of(new_N["key"], num_buckets)),
+        ]
+    )
     order_N = np.lexsort((np.abs(all_N["version"]), all_N["key"], place_N))
     all_N, place_N = all_N[order_N], place_N[order_N]
     # 1 the record after it is of the same key, and old enough for everybody
@@ -82,7 +93,7 @@ def merged(
     follows_row_N[1:] = (all_N["key"][1:] == all_N["key"][:-1]) & ~is_removal_N[:-1]
     says_something_N = ~is_removal_N | follows_row_N
     all_N, place_N = all_N[says_something_N], place_N[says_something_N]
-    raw, size = all_N.tobytes(), all_N.dtype.itemsize
+    raw = all_N.tobytes()
     ends = np.searchsorted(place_N, np.arange(len(values_U)), side="right").tolist()
     values = [raw[start * size : end * size] for start, end in zip([0, *ends], ends, strict=False)]
     has_several_U = np.zeros(len(values_U), np.bool_)
@@ -112,13 +123,3 @@ def rows_as_of(
     has_row_N = np.zeros(len(keys_N), np.bool_)
     has_row_N[found] = True
     return FoundRows(weights_NW, has_row_N & is_finite_N, ~is_finite_N | ~is_whole_U[bucket_N])
-
-
-def num_records(value: bytes, width: int) -> int:
-    """Returns how many records a bucket holds."""
-    return len(value) // record_type(width).itemsize
-
-
-def _records(value: bytes | None, dtype: np.dtype[np.void]) -> Records:
-    is_whole = value is not None and len(value) % dtype.itemsize == 0
-    return np.frombuffer(value if is_whole and value is not None else b"", dtype)

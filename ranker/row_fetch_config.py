@@ -12,7 +12,7 @@ class RowFetchConfig:
     timeout_ms: int = 20
     """Milliseconds to wait for Redis, connecting included; at least 1."""
     cache_rows: int = 100_000
-    """Answers of the row store kept, rows and absences; at least 1. Each takes the bytes of a row and about 60 more."""
+    """Answers of the row store kept, rows and absences; at least 1. Each takes the bytes of a row and 100 more."""
     max_rows: int = 5_000
     """Rows that one request may ask for; those beyond are default rows; at least 1."""
     breaker: BreakerConfig = field(default_factory=BreakerConfig)

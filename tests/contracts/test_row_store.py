@@ -61,7 +61,7 @@ def test_generations_share_nothing(store: RowStore) -> None:
 def test_more_buckets_than_one_command_writes(store: RowStore) -> None:
     num_buckets = 4 * PIECE
     store.create("1.1", num_buckets)
-    keys_N = np.unique(np.random.default_rng(0).integers(-(2**60), 2**60, 2 * PIECE + 1))
+    keys_N = np.unique(np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 2 * PIECE + 1))
     weights_NW = np.random.default_rng(1).standard_normal((len(keys_N), WIDTH)).astype(np.float32)
     records = records_of(keys_N, 5, weights_NW)
     buckets = bucket_of(keys_N, num_buckets)

@@ -261,7 +261,7 @@ def test_too_many_rows_for_their_buckets_begin_a_new_generation(monkeypatch: pyt
     line.world.cool(*KEYS)
     assert line.publish().generation == "1.1"
     widened = line.publish()
-    assert (widened.generation, widened.num_buckets) == ("1.3", 8)
+    assert (widened.generation, widened.num_buckets) == ("1.3", 4)
     line.assert_kept_versions_find_their_rows()
     assert MIN_BUCKETS & (MIN_BUCKETS - 1) == 0
 

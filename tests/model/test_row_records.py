@@ -4,10 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.row_records import Records, bucket_of, merged, num_records, record_type, records_of, removals_of, rows_as_of
+from model.row_records import Records, bucket_of, merged, record_type, records_of, removals_of, rows_as_of
 
 WIDTH, NUM_BUCKETS = 3, 4
-KEYS = st.integers(min_value=-9, max_value=9).filter(bool)
+ALL_KEYS = [number << 60 for number in range(-8, 8) if number] + [1, 2, -1]
+KEYS = st.sampled_from(ALL_KEYS)
 STEPS = st.lists(
     st.tuples(st.dictionaries(KEYS, st.one_of(st.none(), st.floats(-8, 8, width=32)), max_size=5), st.integers(0, 3)),
     min_size=1,
@@ -58,21 +59,22 @@ def test_every_version_from_the_floor_on_sees_its_own_rows(
         )
         worlds.append({key: value for key, value in (worlds[-1] | rows).items() if key not in gone})
         for seen in range(floor, version + 1):
-            assert read(buckets, [key for key in range(-9, 10) if key], seen) == worlds[seen]
+            assert read(buckets, ALL_KEYS, seen) == worlds[seen]
 
 
 def test_what_nobody_needs_is_not_kept() -> None:
     buckets: dict[int, bytes] = {}
-    key = np.array([4])
+    key, size = np.array([4]), record_type(WIDTH).itemsize
+    [place] = bucket_of(key, NUM_BUCKETS).tolist()
     for version in (1, 2, 3):
         write(buckets, records_of(key, version, np.full((1, WIDTH), version, np.float32)), floor=2)
-    assert num_records(buckets[0], WIDTH) == 2  # of 2 and 3
+    assert len(buckets[place]) == 2 * size  # of 2 and 3
     write(buckets, removals_of(key, 4, WIDTH), floor=2)
     write(buckets, removals_of(key, 5, WIDTH), floor=2)
-    assert num_records(buckets[0], WIDTH) == 3
+    assert len(buckets[place]) == 3 * size
     assert read(buckets, [4], 3) == {4: 3.0} and read(buckets, [4], 4) == {}
     write(buckets, removals_of(key, 6, WIDTH), floor=5)
-    assert buckets[0] == b""
+    assert buckets[place] == b""
 
 
 def test_what_is_no_row_is_as_none_and_says_so() -> None:
@@ -85,3 +87,9 @@ def test_what_is_no_row_is_as_none_and_says_so() -> None:
     assert not found.weights_NW[1:].any()
     assert merged([b"torn"], np.array([1]), whole[:0], num_buckets=4, floor=0)[0] == [b""]
     assert record_type(16).itemsize == 80
+
+
+def test_buckets_are_ranges_of_keys_as_many_as_there_are() -> None:
+    keys = np.array([-(2**63), -(2**62) - 1, -(2**62), -1, 0, 1, 2**62 - 1, 2**62, 2**63 - 1])
+    assert bucket_of(keys, 4).tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert bucket_of(keys, 1).tolist() == [0] * 9
