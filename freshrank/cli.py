@@ -60,7 +60,10 @@ COMMANDS = {
         "Compares the rankings of two models, OLD and NEW, on the same requests, before and after the blender.",
     ),
     "study": CommandRow("freshrank.study:study", "Measures parts of the product in synthetic worlds with known truth."),
-    "plan": CommandRow("freshrank.plan:plan", "Plans a deployment: processes, memory, bandwidth, disk, freshness."),
+    "plan": CommandRow(
+        "freshrank.plan:plan",
+        "Plans a deployment: processes, memory, bandwidth, disk, and the freshness that a simulation of it gives.",
+    ),
     "topics": CommandRow("freshrank.topics:topics", "Creates the topics of a run, or shows them."),
     "snapshot": CommandRow(
         "freshrank.snapshot:snapshot", "Shows, compares, promotes and rolls back the published snapshots."
