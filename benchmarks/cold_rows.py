@@ -86,7 +86,8 @@ def new_table(hot_rows: int | None) -> EmbeddingTable:
     encoder = FeatureEncoder(schema, EncodingConfig(history_length=0))
     layout = InputLayout(encoder.fields, width=16, interaction=False)
     fields = {field: FieldIdsConfig(admission=1) for field in ("user_id", "item_id")}
-    return EmbeddingTable(layout, EmbeddingConfig(fields=fields, hot_rows=hot_rows), seed=0)
+    # Random weights: on the disk equal ones would be compressed.
+    return EmbeddingTable(layout, EmbeddingConfig(fields=fields, hot_rows=hot_rows, new_rows="random"), seed=0)
 
 
 def step(table: EmbeddingTable, user_keys: Int64Array, item_keys: Int64Array) -> None:
