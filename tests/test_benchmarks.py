@@ -125,7 +125,7 @@ def test_a_step_on_a_device_is_the_learners_and_is_measured_without_a_broker(
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('confluent_kafka', 'redis', 'rocksdict', 'litestar')));"
         "from benchmarks import device_limits, device_step as d;"
-        "device_limits._COPY_BYTES = 1 << 20; d.REPEATS = 1; sys.exit(d.main())"
+        "device_limits._COPY_BYTES = 1 << 20; d.REPEATS = d.NUM_BATCHES = 1; sys.exit(d.main())"
     )
     out, profile = tmp_path / "out.json", tmp_path / "profile.txt"
     argv = ["--device", "cpu", "--batch-rows", "64", "--preset", "small", "--json", str(out), "--profile", str(profile)]

@@ -150,22 +150,25 @@ def ahead_config(max_messages: int) -> Trainer:
     return deterministic(None, replace(EVERY_BATCH, decode_ahead=max_messages))
 
 
-@pytest.mark.parametrize("max_messages", [1, 7])
-def test_a_trainer_ends_with_the_same_bits(max_messages: int) -> None:
-    plain, ahead = deterministic(None), ahead_config(max_messages)
-    plain.run(never)
+@pytest.fixture(scope="module")
+def plain() -> Trainer:
+    trainer = deterministic(None)
+    trainer.run(never)
+    return trainer
+
+
+def test_a_trainer_ends_with_the_same_bits(plain: Trainer) -> None:
+    ahead = ahead_config(7)
     ahead.run(never)
     assert_same_bits(ahead, plain)
     assert ahead.stats.dead_letters == plain.stats.dead_letters == 2 and num_threads() == 0
 
 
-def test_a_trainer_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_trainer_that_was_stopped_goes_on_where_it_was(plain: Trainer, tmp_path: Path) -> None:
     config = replace(EVERY_BATCH, decode_ahead=5)
-    for _ in range(3):
-        deterministic(tmp_path, config).run(after_rounds(9))
-    resumed, plain = deterministic(tmp_path, config), deterministic(None)
+    deterministic(tmp_path, config).run(after_rounds(20))
+    resumed = deterministic(tmp_path, config)
     resumed.run(never)
-    plain.run(never)
     assert_same_bits(resumed, plain)
 
 
