@@ -23,11 +23,11 @@ class AdmissionConfig:
     """`count`: with the n-th example; `probability`: each example admits with probability 1/n, which needs no memory.
     n is the field's number of examples."""
     counter_bits: int = 20
-    """Counters are 2^this bytes, in [8, 30]; too few for the stream's new values admit some of them early."""
+    """Counters are 2^this bytes, in [14, 30]; too few for the stream's new values admit some of them early."""
 
     def __post_init__(self) -> None:
-        if not 8 <= self.counter_bits <= 30:
-            raise ValueError(f"counter_bits: {self.counter_bits} is not allowed; 8 to 30")
+        if not 14 <= self.counter_bits <= 30:
+            raise ValueError(f"counter_bits: {self.counter_bits} is not allowed; 14 to 30")
 
 
 class AdmissionCounts:

@@ -1,6 +1,7 @@
 """What several ranks cannot learn together, refused before they start."""
 
 from model.config import ModelConfig
+from model.sharding import NUM_SHARDS
 
 
 def check_ranks(config: ModelConfig, size: int) -> None:
@@ -11,6 +12,8 @@ def check_ranks(config: ModelConfig, size: int) -> None:
     """
     if size == 1:
         return
+    if size > NUM_SHARDS:
+        raise ValueError(f"WORLD_SIZE: {size} is not allowed; at most {NUM_SHARDS}")
     network = config.network
     if config.architecture == "star":
         raise ValueError(

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from model.hashing import Int64Array
 
-NUM_SHARDS = 256
-"""Shards of the keys, and the most ranks there can be."""
+NUM_SHARDS = 1024
+"""Shards of the keys, and the most ranks there can be; many, so that ranks get about equally many."""
 _SHIFT = np.uint64(32)
 
 

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "preset": "custom",
                 "hinet": GATED.network,
                 "encoding": {"history_length": 4},
-                "embedding": {"width": 4, "admission": {"counter_bits": 8}},
+                "embedding": {"width": 4, "admission": {"counter_bits": 14}},
             },
             "checkpoint": {"folder": str(folder / "checkpoints")},
         }

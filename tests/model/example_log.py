@@ -62,7 +62,7 @@ MODEL = ModelConfig(
         tower=(4,),
     ),
     encoding=EncodingConfig(history_length=4),
-    embedding=EmbeddingConfig(width=4, admission=AdmissionConfig(counter_bits=8)),
+    embedding=EmbeddingConfig(width=4, admission=AdmissionConfig(counter_bits=14)),
 )
 METRICS = MetricsConfig(window_labels=200, window_buckets=4)
 

@@ -19,7 +19,7 @@ def test_counts_add_up_and_asking_changes_nothing() -> None:
 
 
 def test_a_count_is_never_too_low_and_seldom_too_high() -> None:
-    rng, counts = np.random.default_rng(0), AdmissionCounts(AdmissionConfig(counter_bits=14))
+    rng, counts = np.random.default_rng(0), AdmissionCounts(AdmissionConfig(counter_bits=16))
     ids, true = rng.integers(-(2**63), 2**63 - 1, 1_000), np.zeros(1_000, np.int64)
     for _ in range(10):
         seen = rng.choice(1_000, 200, replace=False)
@@ -30,14 +30,14 @@ def test_a_count_is_never_too_low_and_seldom_too_high() -> None:
 
 
 def test_counts_stop_at_255_and_fade() -> None:
-    counts = AdmissionCounts(AdmissionConfig(counter_bits=16))
+    counts = AdmissionCounts(AdmissionConfig(counter_bits=18))
     counts.add(keys(5, 6 << 32), keys(200, 100))
     counts.add(keys(5, 6 << 32), keys(56, 100))  # 256 counts for the 256 counters of one shard: halved
     assert counts.with_added(keys(5, 6 << 32), keys(0, 0)).tolist() == [127, 200]
 
 
 def test_state_goes_on_where_it_was() -> None:
-    first, second = (AdmissionCounts(AdmissionConfig(counter_bits=16)) for _ in range(2))
+    first, second = (AdmissionCounts(AdmissionConfig(counter_bits=18)) for _ in range(2))
     first.add(keys(5, 6), keys(200, 50))
     second.load_state(first.state())
     for counts in (first, second):
@@ -46,7 +46,7 @@ def test_state_goes_on_where_it_was() -> None:
 
 
 def test_shards_count_apart_as_they_do_together() -> None:
-    rng, config = np.random.default_rng(1), AdmissionConfig(counter_bits=12)
+    rng, config = np.random.default_rng(1), AdmissionConfig(counter_bits=14)
     whole, parts = AdmissionCounts(config), [AdmissionCounts(config) for _ in range(3)]
     ids = rng.integers(-(2**63), 2**63 - 1, 3_000)
     for _ in range(20):
@@ -65,8 +65,8 @@ def test_shards_count_apart_as_they_do_together() -> None:
 
 
 def test_a_bad_number_of_counters_is_refused() -> None:
-    with pytest.raises(ValueError, match="counter_bits: 7 is not allowed; 8 to 30"):
-        AdmissionConfig(counter_bits=7)
+    with pytest.raises(ValueError, match="counter_bits: 13 is not allowed; 14 to 30"):
+        AdmissionConfig(counter_bits=13)
 
 
 def planned(admission: Admission, clock: int, key_count: int, examples: int = 1) -> Admissions:

@@ -16,7 +16,7 @@ from stream.schema import FeatureConfig, FeaturesConfig, SchemaConfig
 from tests.model.worlds import SCHEMA, columns
 
 torch.set_num_threads(1)
-ADMISSION = AdmissionConfig(counter_bits=12)
+ADMISSION = AdmissionConfig(counter_bits=14)
 
 
 def made(

@@ -29,7 +29,7 @@ LIMITED = replace(
     embedding=EmbeddingConfig(
         width=4,
         new_rows="random",
-        admission=AdmissionConfig(rule="probability", counter_bits=8),
+        admission=AdmissionConfig(rule="probability", counter_bits=14),
         fields={
             "user_id": FieldIdsConfig(ttl_ms=4_000),
             "item_id": FieldIdsConfig(admission=2, admission_rule="count", max_rows=12),

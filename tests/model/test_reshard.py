@@ -19,6 +19,7 @@ from model.features import EncodedBatch, FeatureEncoder
 from model.field_ids import FieldIdsConfig
 from model.optim import OptimConfig
 from model.reshard import ranks_with, reshard, split_rows
+from model.sharding import NUM_SHARDS
 from model.teacher_rows import FrozenRows
 from tests.model.worlds import SCHEMA, columns, tiny_config
 
@@ -27,7 +28,7 @@ LIMITS = EmbeddingConfig(
     width=4,
     max_rows=60,
     evictions_per_step=5,
-    admission=AdmissionConfig(counter_bits=12),
+    admission=AdmissionConfig(counter_bits=14),
     fields={
         "item_id": FieldIdsConfig(admission=3, ttl_ms=9_000),
         "user_id": FieldIdsConfig(admission=2, max_rows=8),
@@ -156,17 +157,17 @@ def check_owned(parts: Sequence[dict[str, Tensor]], whole: dict[str, Tensor]) ->
     num_reserved = int((whole["rows.ids.key_of_row"] == 0).sum()) - len(whole["rows.ids.free"])
     for rank, part in enumerate(parts):
         expected = {
-            name: {key: of for key, of in facts.items() if (key % 2**64 >> 32) % 256 % size == rank}
+            name: {key: of for key, of in facts.items() if (key % 2**64 >> 32) % NUM_SHARDS % size == rank}
             for name, facts in vars(everything).items()
         }
         assert vars(known(part)) == expected
         assert part.keys() == whole.keys()
         for name, tensor in part.items():
             assert tensor.dtype == whole[name].dtype, name
-        is_own = torch.arange(256) % size == rank
+        is_own = torch.arange(NUM_SHARDS) % size == rank
         for name in ("rows.admission.counts", "rows.admission.num_counted"):
             assert torch.equal(part[name][is_own], whole[name][is_own]) and not part[name][~is_own].any(), name
-        is_own = torch.arange(256) % size == rank
+        is_own = torch.arange(NUM_SHARDS) % size == rank
         for name in ("rows.admission.counts", "rows.admission.num_counted"):
             assert torch.equal(part[name][is_own], whole[name][is_own]) and not part[name][~is_own].any(), name
         for name in ("rows.clock", "rows.has_exported", "rows.seen.now"):

@@ -30,7 +30,7 @@ LOG = {p: partition_log(seed=p, num_messages=num, first=p) for p, num in enumera
 LOG[2].insert(1, b"not a message")
 ROWS = EmbeddingConfig(
     width=4,
-    admission=AdmissionConfig(counter_bits=12),
+    admission=AdmissionConfig(counter_bits=14),
     max_rows=40,
     evictions_per_step=3,
     fields={"item_id": FieldIdsConfig(admission=3), "user_id": FieldIdsConfig(ttl_ms=6_000)},
