@@ -15,9 +15,12 @@ from model.learner import Learner
 from model.optim import OptimConfig
 from model.payload_view import view_payload
 from model.precision import Precision
+from model.ranks import Ranks
 from model.score_regularization import ScoreRegularizationConfig
 from model.serving import ServingModel
 from model.snapshot import encode_payload, first_non_finite
+from tests.model import learner_rank_child
+from tests.model.thread_ranks import on_ranks
 from tests.model.worlds import SCHEMA, columns, labels, tiny_config
 
 BFLOAT16 = EmbeddingConfig(width=4, dtype="bfloat16")
@@ -146,3 +149,20 @@ def test_a_teacher_sees_the_rows_as_they_were() -> None:
     then = before.weight_UW[torch.from_numpy(before.index_N)]
     assert torch.equal(old.source_VW[torch.from_numpy(old.index_N)], then)
     assert not torch.equal(table.lookup(batch, np.zeros(64, bool)).weight_UW[:4], before.weight_UW[:4])
+
+
+def test_two_ranks_round_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = learner_rank_child.CASES["draws"]
+    coarse = dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, dtype="bfloat16"))
+    monkeypatch.setitem(learner_rank_child.CASES, "draws", coarse)
+    monkeypatch.setattr(learner_rank_child, "NUM_STEPS", 10)
+    alone = learner_rank_child.run(Ranks.alone(), "draws")
+    ranks: list[dict[str, torch.Tensor]] = []
+    for found in on_ranks(2, lambda one: learner_rank_child.run(one, "draws")):
+        assert not isinstance(found, Exception), found
+        ranks.append(found)
+    order = torch.argsort(torch.cat([rank["own.keys"] for rank in ranks]))
+    weight = torch.cat([rank["own.weight"] for rank in ranks])[order]
+    assert weight.dtype == alone["own.weight"].dtype == torch.bfloat16
+    # Sums in another order may tip one of the draws; draws of their own would differ in every other weight.
+    assert (weight == alone["own.weight"]).float().mean() > 0.99
