@@ -1,18 +1,21 @@
 """What does a ranker pay for rows that are not in its memory?
 
 Requests of 500 candidates, 0 to 500 of which have an id whose row is in the row store alone, over a real Redis: one
-round trip each, nothing kept from one request to the next. Beside them the same requests to a model that holds all
-rows. Then what is kept, under Zipf traffic; and the memory of a row in Redis, in a ranker, and among what is kept.
+round trip each, nothing kept from one request to the next. Beside them, in turn, the same requests to a model that
+holds all rows. Then what is kept under Zipf traffic; and the memory of a row in Redis, in a ranker, among what is kept.
 
 CPU is user + system of this process, and of Redis where it says so; wall times are of a request alone on the machine.
 """
 
 import asyncio
 import json
+import os
 import statistics
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -43,7 +46,7 @@ from ranker.row_fetch_config import RowFetchConfig
 from ranker.stats import RankerStats
 from stream.schema import Sequence
 
-COMMAND = "python -m benchmarks.row_fetch"
+COMMAND = "python -m benchmarks.row_fetch benchmarks/results/row_fetch.json"
 MISSES = (0, 10, 100, 500)
 NUM_REQUESTS, NUM_ROUNDS = 20, 6
 NUM_ROWS, NUM_COOLED = 500_000, 10_000
@@ -237,6 +240,7 @@ def measure() -> dict[str, Figure]:
         {
             "rows to fetch": "no row store" if num is None else num,
             "CPU ms": statistics.median(found["cpu"]),
+            "more than without, CPU ms": statistics.median(np.subtract(found["cpu"], ms[None]["cpu"]).tolist()),
             "of Redis, CPU ms": statistics.mean(found["redis"]),
             "p50 ms": float(np.quantile(found["wall"], 0.5)),
             "p99 ms": float(np.quantile(found["wall"], 0.99)),
@@ -275,4 +279,9 @@ def measure() -> dict[str, Figure]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: figure.as_json() for name, figure in measure().items()}, indent=2))
+    figures = {name: figure.as_json() for name, figure in measure().items()}
+    text = json.dumps({"load of the machine": os.getloadavg()[0], "figures": figures}, indent=2)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(text + "\n")
+    else:
+        print(text)

@@ -1,6 +1,7 @@
 """Publishing a model some of whose rows are not in memory: the order of the steps, a crash at each, and the gate."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from model.canary import Canary, CanaryConfig
 from model.exceptions import StoreUnavailableError
 from model.gate import PublishGate
-from model.gate_config import GateConfig
+from model.gate_config import OFF, GateConfig
 from model.hashing import Int64Array
 from model.learner import Learner
 from model.probe_set import ProbeModel, ProbeSet
@@ -21,9 +22,12 @@ from model.row_store import MemoryRowStore, fetch_rows
 from model.scenario_registry import ScenarioRegistry
 from model.serving import RowsBeside, ServingModel
 from model.snapshot import Manifest, decode_manifest, encode_manifest, open_snapshot
-from model.store import chain_to
+from model.store import MemorySnapshotStore, chain_to
 from model.trained_model import TrainedModel
-from tests.model.example_log import MODEL, SCHEMA, Clock
+from model.trainer import Trainer
+from model.trainer_config import TrainerConfig, TrainerParts
+from tests.model.example_log import MODEL, SCHEMA, Clock, partition_log
+from tests.model.memory_bytes import MemoryStores
 from tests.model.test_publish import ROWS, Bench, CrashError, Steps
 
 WIDTH = MODEL.embedding.width
@@ -222,3 +226,23 @@ def test_a_rollback_finds_the_rows_of_the_version_it_goes_back_to() -> None:
     manifest = roll_back_to(bench.store, 1, reason="test", now_ms=5)
     assert manifest.version == 7 and manifest.cold_rows is not None and manifest.cold_rows.version == 1
     np.testing.assert_array_equal(bench.live_scores(), scores)
+
+
+def test_a_trainer_whose_rows_leave_memory_tells_where_they_are_and_needs_such_a_place() -> None:
+    model = replace(MODEL, embedding=replace(MODEL.embedding, hot_rows=12))
+
+    def trainer(row_store: MemoryRowStore | None) -> Trainer:
+        parts = TrainerParts(store=MemorySnapshotStore(), row_store=row_store, cold_stores=MemoryStores())
+        return Trainer(SCHEMA, TrainerConfig(batch_rows=16, gate=OFF), model, now_ms=Clock(), parts=parts)
+
+    with pytest.raises(ValueError, match=r"row_store: none given; .*model\.embedding\.hot_rows"):
+        trainer(None)
+    store = MemoryRowStore()
+    one = trainer(store)
+    for offset, message in enumerate(partition_log(seed=1, num_messages=20)):
+        one.train_message(message, partition=0, offset=offset)
+    manifest = one.publish()
+    assert manifest is not None and manifest.cold_rows is not None
+    keys = np.sort(np.concatenate([keys for keys, _ in one.learner.trained.cold_rows()]))
+    assert len(keys) > 10 and fetch_rows(store, manifest.cold_rows, keys, WIDTH).has_row_N.all()
+    assert one.publish_stats.cold.records == len(keys)

@@ -1,16 +1,18 @@
 """A ranker that holds only hot rows answers, bit by bit, as one that holds all, or says that it could not."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import redis
+from redis.exceptions import ResponseError
 
 from model.hashing import Int64Array
 from model.row_records import FoundRows
 from model.row_store import RowsAt
+from ranker.redis_get import RedisGets
 from ranker.row_fetch import NoRows, RedisRowReader
 from ranker.row_fetch_config import RowFetchConfig
 from tests.ranker.cold_given import HASTY, ColdLine, request_of
@@ -267,6 +269,29 @@ def test_without_a_reader_every_answer_says_what_it_lacks(server: RedisProcess) 
         assert "rows" in (await line.ask(request_of(np.random.default_rng(2)))).degraded
 
     line.tell(story)
+
+
+def test_many_values_of_any_size_arrive_whole_and_in_order(server: RedisProcess) -> None:
+    rng = np.random.default_rng(0)
+    values = {f"k{n}": rng.bytes(int(rng.integers(0, 4_000))) + b"\r\n$3\r\n" for n in range(1_500)}
+    with redis.Redis.from_url(server.url) as client:
+        client.mset(values)
+        client.lpush("list", "no string")
+
+    async def story() -> None:
+        gets = RedisGets(server.url)
+        names = [f"k{n}" for n in rng.permutation(1_600)]
+        asked: list[Awaitable[Any]] = [gets.mget(names, 10_000), gets.get("k3", 10_000)]
+        asked += [gets.get("k1599", 10_000), gets.mget(["k9"], 10_000)]
+        many, one, none, single = await asyncio.gather(*asked)
+        assert many == [values.get(name) for name in names]
+        assert (one, none, single) == (values["k3"], None, [values["k9"]])
+        assert await gets.mget(["list", "k1"], 10_000) == [None, values["k1"]]
+        with pytest.raises(ResponseError):
+            await gets.get("list", 10_000)
+        gets.close()
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize("name", ["timeout_ms", "cache_rows", "max_rows"])
