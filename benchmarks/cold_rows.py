@@ -57,7 +57,8 @@ class Traffic:
         self._rng = np.random.default_rng(0)
         self.num_each = num_rows // 2
         self._popularity = self._rng.permutation(self.num_each)
-        self._num_new = num_rows
+        self.num_seen = num_rows
+        """Values that came so far."""
 
     def load(self) -> list[Int64Array]:
         """Returns each user and item once, user n beside item n, in parts."""
@@ -75,8 +76,8 @@ class Traffic:
         number_N = self._popularity[rank_N.astype(np.int64).clip(max=self.num_each) - 1]
         number_N[BATCH:] += self.num_each
         is_new_N = self._rng.random(2 * BATCH) < NEW_SHARE
-        number_N[is_new_N] = self._num_new + np.arange(is_new_N.sum())
-        self._num_new += int(is_new_N.sum())
+        number_N[is_new_N] = self.num_seen + np.arange(is_new_N.sum())
+        self.num_seen += int(is_new_N.sum())
         keys_N = key_of(number_N)
         return keys_N[:BATCH], keys_N[BATCH:]
 
@@ -120,12 +121,11 @@ def run(num_rows: int, share: float, directory: str) -> list[dict[str, Any]]:
     for exponent in EXPONENTS:
         for _ in range(max(NUM_STEPS, int(share * num_rows) // 400 if cold else 0)):
             step(table, *traffic.batch(exponent))
-        num_known, num_hot, cpu_s, wall_s = 0, 0, 0.0, 0.0
+        num_hot, num_seen, cpu_s, wall_s = 0, traffic.num_seen, 0.0, 0.0
         asked, thawed, store_s = (cold.stats.asked, cold.stats.found, cold.stats.store_s) if cold else (0, 0, 0.0)
         for _ in range(NUM_STEPS):
             users, items = traffic.batch(exponent)
             num_hot += int((table.ids.lookup(np.concatenate([users, items])) >= 0).sum())
-            num_known += 2 * BATCH
             start = time.process_time(), time.perf_counter()
             step(table, users, items)
             cpu_s += time.process_time() - start[0]
@@ -133,7 +133,7 @@ def run(num_rows: int, share: float, directory: str) -> list[dict[str, Any]]:
         row = {
             "exponent": exponent,
             "hot_share": share,
-            "hit_share": num_hot / (num_known * (1 - NEW_SHARE)),
+            "hit_share": num_hot / (2 * BATCH * NUM_STEPS - (traffic.num_seen - num_seen)),
             "cpu_ms": 1_000 * cpu_s / NUM_STEPS,
             "wall_ms": 1_000 * wall_s / NUM_STEPS,
             "mib": (memory_bytes() - before_bytes) / 2**20,
