@@ -28,9 +28,8 @@ class Emitted(NamedTuple):
     """How long after it could have: the action for a 1, the close of the window for a 0."""
 
     def within(self, from_ms: int, to_ms: int) -> "Emitted":
-        """Returns the labels that could have come out in a span of time."""
-        due_N = self.at_ms_N - self.delay_ms_N
-        is_in_N = (due_N >= from_ms) & (due_N < to_ms)
+        """Returns the labels that were written in a span of time: those that something held up come after it began."""
+        is_in_N = (self.at_ms_N >= from_ms) & (self.at_ms_N < to_ms)
         return Emitted(*(column[is_in_N] for column in self))
 
     def figures(self) -> dict[str, int]:

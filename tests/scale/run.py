@@ -138,18 +138,21 @@ class Run:
 
 
 def requests(replies: list[Reply], from_s: float, to_s: float) -> dict[str, Any]:
-    """Returns what became of the rank requests that were due within a span of time, and how long some failed."""
-    due = [reply for reply in replies if reply.path == RANK and from_s <= reply.due_s < to_s]
-    failed = [reply for reply in due if reply.status != 200]
-    latency_ms = [1_000 * (reply.done_s - reply.due_s) for reply in due if reply.status == 200] or [float("nan")]
+    """Returns what became of the rank requests that ended within a span of time, and how long some failed.
+
+    One that was under way when something was done belongs to what was done.
+    """
+    ended = [reply for reply in replies if reply.path == RANK and from_s <= reply.done_s < to_s]
+    failed = [reply for reply in ended if reply.status != 200]
+    latency_ms = [1_000 * (reply.done_s - reply.due_s) for reply in ended if reply.status == 200] or [float("nan")]
     return {
-        "asked": len(due),
+        "asked": len(ended),
         "failed": dict(Counter(str(reply.status) for reply in failed)),
         "failed_for_s": round(failed[-1].done_s - failed[0].due_s, 1) if failed else 0.0,
-        "unranked": sum("no_model" in reply.degraded for reply in due),
+        "unranked": sum("no_model" in reply.degraded for reply in ended),
         "p50_ms": round(float(np.percentile(latency_ms, 50)), 1),
         "p99_ms": round(float(np.percentile(latency_ms, 99)), 1),
-        "by_ranker": dict(Counter(reply.ranker for reply in due if reply.ranker)),
+        "by_ranker": dict(Counter(reply.ranker for reply in ended if reply.ranker)),
     }
 
 
