@@ -1,5 +1,6 @@
 """Resume: a trainer that was killed anywhere ends with the same bits as one that was not."""
 
+import hashlib
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from model.checkpoint import FileWriter, checkpoint_paths, save_checkpoint
 from model.checkpoint_load import load_checkpoint
@@ -250,6 +252,25 @@ def test_a_checkpoint_of_an_earlier_format_is_refused_in_a_sentence(tmp_path: Pa
     manifest = msgspec.structs.replace(newest.manifest, learner_meta=meta)
     save_checkpoint(tmp_path, replace(newest, manifest=manifest), keep=1)
     with pytest.raises(CheckpointMismatchError, match="does not fit: format: 4 is not allowed; 6$"):
+        resumed_with(tmp_path)
+
+
+def test_a_checkpoint_from_before_there_were_ranks_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with_checkpoint(tmp_path)
+    path = checkpoint_paths(tmp_path)[0]
+    newest = load_checkpoint(path)
+    (path / "rows-00000-of-00001.safetensors").unlink()
+    tensors, metrics = save({n: t.contiguous() for n, t in newest.tensors.items()}), "metrics.safetensors"
+    (path / "tensors.safetensors").write_bytes(tensors)
+    manifest = msgspec.to_builtins(newest.manifest)
+    del manifest["num_ranks"]
+    manifest["learner_meta"]["format"] = 5
+    manifest["files"] = {
+        "tensors.safetensors": (len(tensors), hashlib.sha256(tensors).hexdigest()),
+        metrics: newest.manifest.files[metrics],
+    }
+    (path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(CheckpointMismatchError, match="does not fit: format: 5 is not allowed; 6$"):
         resumed_with(tmp_path)
 
 
