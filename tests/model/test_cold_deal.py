@@ -86,10 +86,10 @@ def check_shared_out(of_ranks: list[EmbeddingTable]) -> dict[int, tuple[object, 
 def test_any_number_of_ranks_goes_on_from_any_other(tmp_path: Path) -> None:
     whole = rows_of(*tables(1, None, model=WHOLE))
     saved = check_shared_out(tables(2, tmp_path, rounds=14))
-    for size in (3, 1, 2):
+    for size in (3, 1):
         assert check_shared_out(tables(size, tmp_path, rounds=0)) == saved
         saved = check_shared_out(tables(size, tmp_path, rounds=14))
-    found = check_shared_out(tables(3, tmp_path))
+    found = check_shared_out(tables(2, tmp_path))
     assert found.keys() == whole.keys() and sum(1 for _ in found) > 30
     for key, (weight, accumulator, *others) in found.items():
         assert weight == pytest.approx(whole[key][0], abs=1e-4)

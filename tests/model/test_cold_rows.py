@@ -38,7 +38,7 @@ def new_rows(store: ByteStore, dtype: torch.dtype = torch.float32) -> ColdRows:
     return ColdRows(store, num_fields=FIELDS, width=WIDTH, dtype=dtype, now_s=lambda: 0.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(ops=OPS)
 def test_any_history_equals_a_sorted_list(
     ops: list[tuple[object, ...]], tmp_path_factory: pytest.TempPathFactory

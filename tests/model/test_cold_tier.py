@@ -98,7 +98,7 @@ class Readers:
         assert self.store | self.memory == expected
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rules=RULES, ops=OPS, hot_rows=st.integers(1, 6), new_rows=st.sampled_from(["default", "random"]), data=st.data()
 )
