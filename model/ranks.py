@@ -161,9 +161,9 @@ class Ranks:
         """Returns every rank's message, by rank; made for short ones (one collective up to 1,016 bytes)."""
         if self.size == 1:
             return [message]
-        heads = torch.empty(self.size, _LENGTH_BYTES + _SHORT_BYTES, dtype=torch.uint8)
+        heads = [torch.empty(_LENGTH_BYTES + _SHORT_BYTES, dtype=torch.uint8) for _ in range(self.size)]
         with self._together("gather"):
-            dist.all_gather_into_tensor(heads.view(-1), _head(message))
+            dist.all_gather(heads, _head(message))
         lengths = [_length_in(head) for head in heads]
         if max(lengths) <= _SHORT_BYTES:
             return [_start_in(head, length) for head, length in zip(heads, lengths, strict=True)]
