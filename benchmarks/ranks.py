@@ -36,7 +36,7 @@ from model.trainer_config import TrainerConfig, TrainerParts
 COMMAND = "python -m benchmarks.ranks"
 NUM_PARTITIONS = 4
 WARM_SHARE = 0.2
-TIMEOUT_S = 150.0
+TIMEOUT_S = 300.0
 STAGES = {
     "decode": ("_intake", "take"),
     "learn": ("learner", "learn"),

@@ -22,12 +22,14 @@ def launch_ranks(run: RunConfig, num_ranks: int, threads: int) -> None:
     """Runs `freshrank train` on so many ranks of this machine until they end, or SIGTERM or Ctrl-C comes.
 
     Raises:
+        ConfigError: the first mistake of the configuration, before anything is started.
         CommandError: a rank has failed more often than is borne; the sentence says which, and how it ended.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    run.check()
     argv = python_argv("freshrank.cli", "train", *run.arguments, "--threads", str(threads))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or torchrun sets it, and says so at length
     config = LaunchConfig(

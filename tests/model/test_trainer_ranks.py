@@ -32,14 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
     """What each rank of worlds of one, two and three found, by size."""
+    alone = {name: run_job(job, Ranks.alone(), folder / "1" / name) for name, job in JOBS.items()}
     worlds = {}
     for size in SIZES:
         (folder / str(size)).mkdir()
         worlds[size] = start_ranks(CHILD, size, folder / str(size))
-    alone = {name: run_job(job, Ranks.alone(), folder / "1" / name) for name, job in JOBS.items()}
     found: Results = {1: [msgspec.json.decode(msgspec.json.encode(alone))]}
     for size, processes in worlds.items():
-        texts = outputs(processes)
+        texts = outputs(processes, timeout_s=300)
         assert all(text.endswith("exit 0") for text in texts), "\n".join(texts)
         found[size] = [
             msgspec.json.decode((folder / str(size) / f"result-{rank}.json").read_bytes()) | {"said": text}
@@ -74,7 +74,8 @@ def test_they_learn_what_one_rank_learns_of_the_same_log(results: Results, folde
     lead = ranks[0]
     assert lead["manifest"][:4] == alone["manifest"][:4] and lead["snapshots"] == alone["snapshots"]
     assert_same_figures(lead["manifest"][4], alone["manifest"][4])
-    assert lead["served"] == alone["served"]
+    for name in ("scenarios", "has_gates", "served"):
+        assert lead[name] == alone[name], name
     for span in ("lifetime", "window", "closed"):
         assert_same_figures(lead["report"][span], alone["report"][span])
     ours, theirs = model_of(folder, size, job), model_of(folder, 1, job)
@@ -83,10 +84,18 @@ def test_they_learn_what_one_rank_learns_of_the_same_log(results: Results, folde
         assert torch.allclose(ours[name], tensor, rtol=1e-3, atol=1e-5), name
 
 
+def test_the_jobs_are_about_what_they_are_called(results: Results) -> None:
+    stats = {name: results[1][0][name]["stats"] for name in JOBS}
+    assert stats["mixed"]["dead_letters"] == 3
+    assert stats["scenarios"]["unknown_rows"] > 0 and stats["scenarios"]["scenarios_added"] == 1
+    assert stats["corrected"]["labels_weighed"] > 0
+    assert stats["held"]["held"] > 0 and stats["held"]["steps"] == 0
+    assert results[1][0]["mixed"]["has_gates"]
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_in_order_of_arrival_every_row_is_learned_once(results: Results, size: int) -> None:
     alone, ranks = results[1][0]["arrival"], [result["arrival"] for result in results[size]]
-    assert all(rank == {**ranks[1], **rank} for rank in ranks)
     for rank in ranks:
         assert rank["positions"] == alone["positions"]
         assert {**rank["stats"], "steps": 0} == {**alone["stats"], "steps": 0}

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from model.config import ModelConfig
 from model.exceptions import ModelError
 from model.gathered_rows import gathered
+from model.losses import LossConfig
 from model.progressive import Span
 from model.ranks import Ranks
 from model.source import ExampleMessage, MemoryExampleSource
@@ -25,7 +26,9 @@ from model.store import MemorySnapshotStore
 from model.trainer import Trainer
 from model.trainer_config import TrainerConfig
 from stream.schema import SchemaConfig
+from tests.model import delayed_log
 from tests.model.example_log import METRICS, MODEL, SCHEMA, encode, new_trainer, partition_log, slate
+from tests.model.growing_log import GROWING, GROWING_MODEL, deals_from, growing_log
 from tests.model.rank_world import join
 
 Log = Mapping[int, list[bytes]]
@@ -33,7 +36,7 @@ CONFIG = TrainerConfig(batch_rows=24, deterministic=True, poll_messages=3, metri
 LIVE = replace(CONFIG, deterministic=False, max_wait_ms=1)
 
 
-COUNTED = ("messages", "examples", "steps", "dead_letters")
+COUNTED = ("messages", "examples", "steps", "dead_letters", "held", "unknown_rows", "scenarios_added", "labels_weighed")
 
 
 def never() -> bool:
@@ -64,6 +67,20 @@ def few_partitions_log() -> dict[int, list[bytes]]:
     return {0: partition_log(seed=5, num_messages=10)}
 
 
+def scenarios_log() -> dict[int, list[bytes]]:
+    """Two partitions with a scenario that is not listed."""
+    return {partition: growing_log(partition, 14, deals_from(partition)) for partition in range(2)}
+
+
+def corrected_log() -> dict[int, list[bytes]]:
+    """Three partitions of labels that are corrected later, of different lengths."""
+    return {n: delayed_log.messages(delayed_log.slates(n, 20 + 10 * n), CORRECTED) for n in range(3)}
+
+
+CORRECTED = delayed_log.schema_of(order="es_dfm")
+CORRECTED_MODEL = replace(delayed_log.MODEL, loss=LossConfig(aux_min_positives=4))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A log and how it is trained."""
@@ -72,12 +89,17 @@ class Job:
     config: TrainerConfig = CONFIG
     schema: SchemaConfig = SCHEMA
     model: ModelConfig = MODEL
+    is_held: bool = False
+    """Whether the gate of the lead lets nothing be learned."""
 
 
 JOBS = {
     "mixed": Job(log=mixed_log),
     "one-sided": Job(log=one_sided_log),
     "few-partitions": Job(log=few_partitions_log),
+    "scenarios": Job(log=scenarios_log, schema=GROWING, model=GROWING_MODEL),
+    "corrected": Job(log=corrected_log, schema=CORRECTED, model=CORRECTED_MODEL),
+    "held": Job(log=few_partitions_log, is_held=True),
     "arrival": Job(log=mixed_log, config=LIVE),
 }
 
@@ -108,6 +130,10 @@ def run_job(job: Job, ranks: Ranks, folder: Path) -> dict[str, Any]:
     """Trains to the end of the log and publishes; the lead writes the model, and returns more than the others."""
     folder.mkdir(parents=True, exist_ok=True)
     trainer = trainer_of(job, ranks, MemoryExampleSource(share(job.log(), ranks)))
+    if ranks.is_lead:
+        trainer.gate_means.ask()
+        if job.is_held:
+            trainer.gate.hold()
     trainer.run(never)
     manifest = trainer.publish()
     model = gathered(ranks, trainer.learner.trained.serving_full())
@@ -116,6 +142,8 @@ def run_job(job: Job, ranks: Ranks, folder: Path) -> dict[str, Any]:
         assert manifest is not None
         save_file(model, folder / "model.safetensors")
         result["report"] = {span: trainer.metrics.report(span) for span in get_args(Span)}
+        result["scenarios"] = manifest.scenarios
+        result["has_gates"] = bool(trainer.gate_means.ask())
         result["served"] = trainer.metrics.report("lifetime", "served")
         result["manifest"] = [manifest.version, manifest.step, manifest.offsets, manifest.kind, manifest.metrics]
         result["snapshots"] = dict(trainer.publish_stats.snapshots)
