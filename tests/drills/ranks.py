@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,16 @@ def drill(folder: Path, *, num_ranks: int, num_kills: int, num_messages: int, se
     log = {p: partition_log(seed=seed + p, num_messages=num_messages) for p in range(2 * num_ranks)}
     write_log(folder / "log", log)
     (folder / "slow").touch()
-    kills, chance = [], random.Random(seed)
+    kills: list[Figures] = []
+    chance = random.Random(seed)
     with (folder / "output").open("w") as output, _torchrun(folder, num_ranks, num_kills, output) as job:
         try:
-            for number in range(num_kills):
+            for number in range(num_kills + 1):
                 _wait(job, lambda n=number: _are_started(folder, num_ranks, restart=n))  # type: ignore[misc]
+                if kills:
+                    kills[-1]["started_again_s"] = round(time.time() - kills[-1]["at"], 2)
+                if number == num_kills:
+                    break
                 if chance.random() > _KILLED_WHILE_STARTING:
                     _wait(job, (folder / f"training-{number}").exists)
                 time.sleep(chance.uniform(0, _LONGEST_LIFE_S))
@@ -72,10 +77,9 @@ def drill(folder: Path, *, num_ranks: int, num_kills: int, num_messages: int, se
         "kills": len(kills),
         "kills_while": dict(Counter(kill["while"] for kill in kills)),
         "restarts": _told(folder / "started-0")["restart"],
-        "training_again_s": {
-            "median": round(float(np.median([kill["training_again_s"] for kill in kills])), 2),
-            "max": max(kill["training_again_s"] for kill in kills),
-        },
+        "started_again_s": _median_and_max([kill["started_again_s"] for kill in kills]),
+        "training_again_s": _median_and_max([kill["training_again_s"] for kill in kills]),
+        "load_average": round(os.getloadavg()[2], 1),
         "problems": problems,
         "each": kills,
     }
@@ -147,6 +151,10 @@ def _problems(
         yield f"{_told(folder / 'started-0')['restart']} restarts after {num_kills} kills"
 
 
+def _median_and_max(values: Sequence[float]) -> dict[str, float]:
+    return {"median": round(float(np.median(values)), 2), "max": max(values)}
+
+
 def _told(path: Path) -> Figures:
     told: Figures = json.loads(path.read_text())
     return told
@@ -159,7 +167,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--messages", type=int, default=250, help="of each partition; there are two per rank")
+    parser.add_argument("--messages", type=int, default=200, help="of each partition; there are two per rank")
     parser.add_argument("--seed", type=int, default=0, help="of the log, and of who is killed when")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     given = parser.parse_args()
@@ -175,6 +183,7 @@ def main() -> int:
     again_s = figures["training_again_s"]
     print(f"{figures['kills']} kills of {figures['ranks']} ranks, while {figures['kills_while']}")
     print(f"{figures['restarts']} restarts; training again after {again_s['median']} s, at most {again_s['max']} s")
+    print(f"load of this machine meanwhile: {figures['load_average']} on {os.cpu_count()} cores")
     for problem in figures["problems"]:
         print(f"    ! {problem}")
     if given.json is not None:
