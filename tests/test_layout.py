@@ -61,7 +61,7 @@ def test_utility_blender_imports_without_torch() -> None:
 
 
 def test_model_imports_where_neither_kafka_nor_redis_is_installed() -> None:
-    assert not loaded_by(modules_of("model") - {"model.store_redis"}) & set(SERVICE_CLIENTS)
+    assert not loaded_by(modules_of("model") - {"model.store_redis", "model.row_store_redis"}) & set(SERVICE_CLIENTS)
 
 
 def modules_of(package: str) -> set[str]:
