@@ -3,10 +3,8 @@
 Letters: F fields, N values of a batch, U distinct rows of a batch, W embedding width.
 """
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +21,7 @@ from model.features import EncodedBatch
 from model.field_ids import IdRules
 from model.hashing import MISSING_KEY, Int64Array
 from model.id_table import NO_ROW, IdTable
+from model.lookup import FieldCounters, Lookup, matched
 from model.new_rows import drawn_rows
 from model.optim import OptimConfig, faded, rowwise_adagrad
 from model.ranks import Ranks
@@ -34,57 +33,6 @@ from model.teacher_rows import BatchRows, FrozenRows
 _NO_ROWS = np.empty(0, np.int64)
 _COOLED_AT_ONCE = 10_000
 """Rows that one step lets leave memory, at most, beyond as many as it brought."""
-
-
-@dataclass(slots=True)
-class FieldCounters:
-    """What happened to the ids of one field since the process started."""
-
-    rows: int = 0
-    """Values that have a row now."""
-    admissions: int = 0
-    evictions: Counter[str] = field(default_factory=lambda: Counter(expired=0, full=0, asked=0))
-    """Values whose row was removed, by cause: `expired` (not seen for the field's ttl), `full` (too many rows), or
-    `asked` (named by a caller)."""
-    lookups: int = 0
-    default_lookups: int = 0
-    """Lookups of learned batches that found the default row."""
-    missing_lookups: int = 0
-
-
-class Lookup(NamedTuple):
-    """The rows of one micro-batch and what learning from it would change: nothing is written before `apply`."""
-
-    rows_U: Int64Array
-    """Distinct rows; those to be admitted or to come back into memory have the numbers they will get."""
-    index_N: Int64Array
-    """Place in `rows_U` of each value of the flat order."""
-    weight_UW: Tensor
-    """The rows' weights in float32, on the table's device; to be admitted: those they start with."""
-    accumulator_U: Tensor
-    """The rows' accumulators, on the table's device; to be admitted: 0."""
-    admissions: Admissions
-    keys_N: Int64Array
-    new_U: Int64Array
-    """Place in `rows_U` of each row to be admitted."""
-    examples_U: Int64Array
-    """Examples of the batch in which each row stands."""
-    lookups_F3: Int64Array
-    """Per field: lookups, of these on the default row, of these on the missing row."""
-    admitted_F: Int64Array
-    """Rows to be admitted, per field."""
-    thawed: RowValues | None
-    """Rows that had left memory and will come back; None: none."""
-
-    @property
-    def num_own(self) -> int:
-        """How many of the rows are this rank's alone: all, where there is one."""
-        return len(self.rows_U)
-
-    @property
-    def counts(self) -> Int64Array:
-        """What ranks would have to add up: nothing."""
-        return np.empty(0, np.int64)
 
 
 class EmbeddingTable:
@@ -171,13 +119,13 @@ class EmbeddingTable:
         thawed = self.cold.find(keys_N[unknown]) if self.cold is not None else None
         thawed_rows = self._next_rows(len(thawed.keys)) if thawed is not None else _NO_ROWS
         if thawed is not None:
-            back, place = _matched(keys_N[unknown], thawed.keys)
+            back, place = matched(keys_N[unknown], thawed.keys)
             rows_N[unknown[back]] = thawed_rows[place]
             unknown, unknown_fields = np.delete(unknown, back), np.delete(unknown_fields, back)
         examples_N = layout.examples(batch, counts_B)
         admissions = self._admission.plan(keys_N[unknown], unknown_fields, examples_N[unknown], self._clock)
         new_rows = self._next_rows(len(admissions.keys), after=len(thawed_rows))
-        new, place = _matched(keys_N[unknown], admissions.keys)
+        new, place = matched(keys_N[unknown], admissions.keys)
         rows_N[unknown[new]] = new_rows[place]
         rows_U, index_N = self._distinct(rows_N)
         place_of_new = self._place[new_rows]
@@ -279,7 +227,7 @@ class EmbeddingTable:
         weight_UW = self._rows.weight.index_select(0, self._index(rows_U)).float()
         if cold is None:
             return weight_UW, index_N
-        back, place = _matched(keys_N[unknown], cold.keys)
+        back, place = matched(keys_N[unknown], cold.keys)
         index_N[unknown[back]] = len(rows_U) + place
         return torch.cat([weight_UW, cold.weight.to(self._device).float()]), index_N
 
@@ -291,7 +239,7 @@ class EmbeddingTable:
         unknown = np.flatnonzero(~has_row_K)
         cold = self.cold.find(keys_K[unknown]) if self.cold is not None else None
         if cold is not None:
-            back, place = _matched(keys_K[unknown], cold.keys)
+            back, place = matched(keys_K[unknown], cold.keys)
             weight_KW[self._index(unknown[back])] = cold.weight[torch.from_numpy(place)].to(self._device).float()
             has_row_K[unknown[back]] = True
         return weight_KW, has_row_K
@@ -549,12 +497,3 @@ class EmbeddingTable:
             counters.lookups += lookups[0]
             counters.default_lookups += lookups[1]
             counters.missing_lookups += lookups[2]
-
-
-def _matched(keys_N: Int64Array, keys_K: Int64Array) -> tuple[Int64Array, Int64Array]:
-    """Returns which of N keys are among K sorted ones, and the places of those there."""
-    if not len(keys_K):
-        return _NO_ROWS, _NO_ROWS
-    place_N = np.searchsorted(keys_K, keys_N).clip(max=len(keys_K) - 1)
-    found = np.flatnonzero(keys_K[place_N] == keys_N)
-    return found, place_N[found]

@@ -15,13 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.embedding import FieldCounters
 from model.features import EncodedBatch, FeatureEncoder
 from model.gate_config import GateConfig
 from model.gate_data import BatchCounts, DataChecks
 from model.gate_labels import LabelChecks
 from model.gate_level0 import Level0
 from model.gate_report import Finding, State, blocked, sentence, state_of
+from model.lookup import FieldCounters
 from model.metrics import Arrays
 from model.probe_set import Weights
 from model.snapshot import Manifest

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.embedding import EmbeddingTable, Lookup
+from model.embedding import EmbeddingTable
 from model.features import EncodedBatch
 from model.hashing import MISSING_KEY, Int64Array
+from model.lookup import Lookup
 from model.optim import OptimConfig
 from model.ranks import Ranks
 from model.sharding import by_owner

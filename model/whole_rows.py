@@ -4,9 +4,10 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
-from model.embedding import EmbeddingTable, Lookup
+from model.embedding import EmbeddingTable
 from model.features import EncodedBatch
 from model.hashing import Int64Array
+from model.lookup import Lookup
 from model.metrics import BoolArray
 from model.optim import OptimConfig
 from model.teacher_rows import FrozenRows, OldRows

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.admission import AdmissionConfig
-from model.embedding import EmbeddingTable, Lookup
+from model.embedding import EmbeddingTable
 from model.embedding_config import EmbeddingConfig
 from model.exceptions import CheckpointMismatchError
 from model.features import EncodedBatch, FeatureEncoder
 from model.field_ids import FieldIdsConfig
+from model.lookup import Lookup
 from model.optim import OptimConfig
 from model.reshard import ranks_with, reshard, split_rows
 from model.sharding import NUM_SHARDS

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.embedding import EmbeddingTable, Lookup
+from model.embedding import EmbeddingTable
 from model.embedding_config import EmbeddingConfig
 from model.features import EncodedBatch, FeatureEncoder
 from model.field_ids import FieldIdsConfig
+from model.lookup import Lookup
 from model.optim import OptimConfig
 from model.teacher_rows import FrozenRows
 from tests.model.worlds import SCHEMA, columns, tiny_config
