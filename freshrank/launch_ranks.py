@@ -29,7 +29,7 @@ def launch_ranks(run: RunConfig, num_ranks: int, threads: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    run.check()
+    _ = run.schema, run.model, run.trainer, run.store, run.checkpoint, run.monitor  # built when first read
     argv = python_argv("freshrank.cli", "train", *run.arguments, "--threads", str(threads))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # or torchrun sets it, and says so at length
     config = LaunchConfig(

@@ -44,6 +44,8 @@ UNITS = (
     "_loss",
     "_norm",
     "_slates",
+    "_ranks",
+    "_partitions",
     "_requests",
     "_feedback",
 )
