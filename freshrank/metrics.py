@@ -154,9 +154,7 @@ OTHERS = (
     MetricRow("freshrank_trainer_table_default_lookups_total", "counter", _FIELD, "Those found without a row yet."),
     MetricRow("freshrank_trainer_table_missing_lookups_total", "counter", _FIELD, "Those that an event left out."),
     MetricRow("freshrank_trainer_hot_rows", "gauge", (), "Embedding rows in the memory of this process."),
-    MetricRow(
-        "freshrank_trainer_row_store_records", "gauge", (), "Rows in the row store, older ones of some included."
-    ),
+    MetricRow("freshrank_trainer_row_store_rows", "gauge", (), "Rows in the row store, older ones of some included."),
     MetricRow("freshrank_trainer_row_store_written_total", "counter", (), "Rows written into it."),
     MetricRow("freshrank_trainer_row_store_generations_total", "counter", (), "Times all of them were written anew."),
     MetricRow("freshrank_trainer_cold_rows", "gauge", (), "Those of this process that left memory: `hot_rows` is set."),

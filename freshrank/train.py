@@ -275,7 +275,7 @@ def readings(trainer: "Trainer") -> "Iterator[Reading]":
     yield Reading("freshrank_trainer_released_version", publish.released)
     yield Reading("freshrank_trainer_epoch", publish.epoch)
     yield Reading("freshrank_trainer_payload_bytes", publish.payload_bytes)
-    yield Reading("freshrank_trainer_row_store_records", publish.cold.records)
+    yield Reading("freshrank_trainer_row_store_rows", publish.cold.records)
     yield Reading("freshrank_trainer_row_store_written_total", publish.cold.written)
     yield Reading("freshrank_trainer_row_store_generations_total", publish.cold.generations)
     yield Reading("freshrank_trainer_publish_seconds", publish.last_ms / 1_000)
