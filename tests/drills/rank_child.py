@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from model.admission import AdmissionConfig
 from model.embedding_config import EmbeddingConfig
 from model.field_ids import FieldIdsConfig
 from model.ranks import Ranks
-from model.source import ExampleMessage, MemoryExampleSource
+from model.source import MemoryExampleSource
 from model.trainer import Trainer
 from tests.model import example_log
 from tests.model.example_log import Clock, new_trainer
@@ -39,20 +39,6 @@ CHECKPOINT_MS = 250
 _PACE_S = 0.05
 
 
-class PacedSource(MemoryExampleSource):
-    """A log in memory that is read slowly while a file is there."""
-
-    def __init__(self, log: Mapping[int, Sequence[bytes]], slow: Path) -> None:
-        super().__init__(log)
-        self._slow = slow
-
-    def poll(self, max_messages: int, timeout_ms: int) -> list[ExampleMessage]:
-        """See `ExampleSource.poll`."""
-        if self._slow.exists():
-            time.sleep(_PACE_S)
-        return super().poll(max_messages, timeout_ms)
-
-
 def main(folder: Path) -> None:
     """Trains the log of the folder as one of the ranks."""
     torch.set_num_threads(1)
@@ -66,10 +52,10 @@ def main(folder: Path) -> None:
         keep(trainer, folder / f"undisturbed-{ranks.rank}")
     tell(folder / f"started-{ranks.rank}", {"restart": restart, "pid": os.getpid()})
     trainer = new_trainer(
-        source=PacedSource(log, folder / "slow"),
+        source=MemoryExampleSource(log),
         checkpoint_dir=folder / "checkpoints",
         model=MODEL,
-        config=replace(CONFIG, checkpoint_interval_ms=CHECKPOINT_MS, poll_messages=1),
+        config=replace(CONFIG, checkpoint_interval_ms=CHECKPOINT_MS, poll_messages=10_000),
         clock=lambda: time.time_ns() // 1_000_000,
         ranks=ranks,
     )
@@ -78,6 +64,8 @@ def main(folder: Path) -> None:
     def look() -> bool:
         """Tells when the first step after a start is made; the loop asks once per round whether to stop."""
         nonlocal resumed_at
+        if (folder / "slow").exists():
+            time.sleep(_PACE_S)
         steps = trainer.learner.num_steps
         if resumed_at is None:
             resumed_at = steps
