@@ -17,6 +17,19 @@ from stream.log import KafkaConfig
 
 WaitUntil = Callable[..., None]
 
+SERVICES = ("chaos", "contracts", "drills", "e2e", "integration", "scale")
+"""Folders whose tests start processes of their own and wait for them: one after the other, beside all others."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Says which tests go together where several workers run them (`pytest -n`): those of a file, those of services."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        folder = item.path.parent.relative_to(Path(__file__).parent.parent).as_posix()
+        is_service = folder.startswith(tuple(f"tests/{name}" for name in SERVICES))
+        item.add_marker(pytest.mark.xdist_group("services" if is_service else str(item.path)))
+
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
