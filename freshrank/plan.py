@@ -43,7 +43,7 @@ def _number(name: str, text: str, kind: type = float) -> Callable[[F], F]:
 @_number("hot_rows", "`model.embedding.hot_rows`; as many as a full version holds if left out.", int)
 @_number("utilisation", "How busy joiners, ranks, brokers and links may be.")
 @_number("ranker_utilisation", "How busy rankers may be.")
-@_number("lead_share", "What if the lead judged only this share of the rows: not built.")
+@_number("judged_share", "`trainer.judged_share`.")
 @_number("ranker_cores", "What if a ranker's tables were shared by so many cores: not built.", int)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the simulation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")

@@ -40,7 +40,7 @@ def limits_of(load: Load, costs: Costs, sizes: Sizes) -> list[Limit]:
             what=f"one training job: at most {sizes.fastest.rows_per_s:,.0f} rows/s, the lead is {lead:.0%} of a step",
             share=sizes.training,
             rests_on=("trainer.lead", "trainer.row", "ranks.lead_column", "ranks.collective", "network.link"),
-            remedy="the lead judges a sample of the rows, or every rank its own: not built",
+            remedy="trainer.judged_share below 1",
         ),
         Limit(
             what="publishing keeps the trainer from training",

@@ -60,9 +60,8 @@ class Load:
     """How busy rankers may be: a ranking waits for the one before it; from 0.05 to 0.95."""
     hot_rows: int | None = None
     """`model.embedding.hot_rows` of all ranks together; at least 1; None: as many as a full version holds."""
-    lead_share: float = 1.0
-    """Share of the rows that the lead of several ranks judges; above 0, at most 1. Below 1: what if it took a sample;
-    not built."""
+    judged_share: float = 1.0
+    """`trainer.judged_share`, the share of the rows that the lead of several ranks looks at; above 0, at most 1."""
     ranker_cores: int = 1
     """Cores of one ranker, which share its tables; at least 1. Above 1: what if they did; not built."""
 
@@ -80,8 +79,8 @@ class Load:
         for name in ("utilisation", "ranker_utilisation"):
             if not 0.05 <= getattr(self, name) <= 0.95:
                 raise ValueError(f"{option(name)}: {getattr(self, name):g} is not allowed; from 0.05 to 0.95")
-        if not 0 < self.lead_share <= 1:
-            raise ValueError(f"{option('lead_share')}: {self.lead_share:g} is not allowed; above 0, at most 1")
+        if not 0 < self.judged_share <= 1:
+            raise ValueError(f"{option('judged_share')}: {self.judged_share:g} is not allowed; above 0, at most 1")
         if self.preset not in get_args(Preset):
             raise ValueError(f"{option('preset')}: {self.preset} is not allowed; {', '.join(get_args(Preset))}")
         if self.candidates < self.slate:
@@ -90,7 +89,7 @@ class Load:
     @property
     def asks_what_if(self) -> bool:
         """Tells whether it is about something that is not built."""
-        return self.lead_share < 1 or self.ranker_cores > 1
+        return self.ranker_cores > 1
 
     @property
     def items_per_s(self) -> float:

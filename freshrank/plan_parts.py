@@ -92,7 +92,7 @@ def job_of(load: Load, costs: Costs, rows_per_s: float) -> tuple[Ranks, Ranks]:
     doubled = [2**power for power in range(MAX_RANKS.bit_length())]
 
     def of(sizes: Iterable[int]) -> Iterator[Ranks]:
-        return jobs(costs, load.preset, sizes, longest_ms, width=load.width, lead_share=load.lead_share)
+        return jobs(costs, load.preset, sizes, longest_ms, width=load.width, judged_share=load.judged_share)
 
     fastest = max(of(doubled), key=lambda job: job.rows_per_s)
     if fastest.rows_per_s < rows_per_s:

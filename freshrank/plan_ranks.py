@@ -62,20 +62,20 @@ def around(costs: Costs) -> float:
 
 
 def step_of(
-    costs: Costs, preset: Preset, size: int, batch_rows: int, *, width: int = 16, lead_share: float = 1.0
+    costs: Costs, preset: Preset, size: int, batch_rows: int, *, width: int = 16, judged_share: float = 1.0
 ) -> Step:
     """Returns the parts of a step of so many rows in all."""
     suffix = "" if preset == "small" else f"_{preset}"
     dearer = around(costs)
     own = batch_rows / size
     row_us = costs[f"trainer.step_row{suffix}"] + costs["trainer.read"]
-    lead_us = costs["trainer.lead"] * lead_share
+    lead_us = costs["trainer.lead"] * judged_share
     network_ms = 0.0
     if size > 1:
         others = (size - 1) / size
         row_bytes = KEY_BYTES + 2 * FLOAT_BYTES * width
         exchanged = own * costs["ranks.distinct"] * row_bytes * others
-        gathered = batch_rows * costs["ranks.lead_column"] * others * lead_share
+        gathered = batch_rows * costs["ranks.lead_column"] * others * judged_share
         moved = 2 * others * dense_bytes(preset) + exchanged + gathered
         network_ms = costs["ranks.collectives"] * costs["ranks.collective"] * math.log2(size)
         network_ms += 1e3 * moved / costs["network.link"]
@@ -88,25 +88,25 @@ def step_of(
 
 
 def speed(
-    costs: Costs, preset: Preset, size: int, batch_rows: int, *, width: int = 16, lead_share: float = 1.0
+    costs: Costs, preset: Preset, size: int, batch_rows: int, *, width: int = 16, judged_share: float = 1.0
 ) -> Ranks:
     """Returns a job of so many ranks."""
-    step = step_of(costs, preset, size, batch_rows, width=width, lead_share=lead_share)
+    step = step_of(costs, preset, size, batch_rows, width=width, judged_share=judged_share)
     return Ranks(size=size, batch_rows=batch_rows, step=step, rows_per_s=1e3 * batch_rows / step.whole)
 
 
-def most_rows_per_s(costs: Costs, lead_share: float = 1.0) -> float:
+def most_rows_per_s(costs: Costs, judged_share: float = 1.0) -> float:
     """Returns the bound that no number of ranks gets past."""
     lead_us = around(costs) * costs["trainer.lead"] + 1e6 * costs["ranks.lead_column"] / costs["network.link"]
-    return 1e6 / (lead_us * lead_share)
+    return 1e6 / (lead_us * judged_share)
 
 
 def jobs(
-    costs: Costs, preset: Preset, sizes: Iterable[int], longest_ms: float, *, width: int = 16, lead_share: float = 1.0
+    costs: Costs, preset: Preset, sizes: Iterable[int], longest_ms: float, *, width: int = 16, judged_share: float = 1.0
 ) -> Iterator[Ranks]:
     """Yields, for each size, the jobs whose steps take at most so long, or are of the smallest batch."""
     for size in sizes:
         for batch_rows in BATCHES:
-            job = speed(costs, preset, size, batch_rows, width=width, lead_share=lead_share)
+            job = speed(costs, preset, size, batch_rows, width=width, judged_share=judged_share)
             if batch_rows == BATCHES[0] or job.step.whole <= longest_ms:
                 yield job

@@ -60,7 +60,7 @@ def sizes_at(load: Load, costs: Costs, interval_s: float, full_every: int) -> Si
     rankers = rankers_of(load, costs, rows, swapping(load, costs, rows, interval_s, full_every))
     egress = rankers.number * snapshot_bytes_per_s(rows, interval_s, full_every)
     nodes = max(1, math.ceil(egress / (MOST_FETCHING * costs["network.link"])))
-    job = speed(costs, load.preset, 1, BATCHES[0], width=load.width, lead_share=load.lead_share)
+    job = speed(costs, load.preset, 1, BATCHES[0], width=load.width, judged_share=load.judged_share)
     for _ in range(3):  # more ranks gather longer, and while they gather they do not learn
         times = snapshot_ms(load, costs, rows, job, rankers.number / nodes)
         publishing = _share(times, "build", "store", interval_s, full_every)

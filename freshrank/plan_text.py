@@ -34,11 +34,11 @@ def plan_as_json(plan: Plan, costs: Costs, seed: int = 0) -> dict[str, Any]:
 _COST_FIELDS = ("value", "unit", "kind", "source", "command")
 
 
-def settings_of(plan: Plan, lines: list[Line]) -> dict[str, int]:
+def settings_of(plan: Plan, lines: list[Line]) -> dict[str, int | float]:
     """Returns the settings of the configuration that the plan is for."""
     sizes, load = plan.sizes, plan.load
     partitions = next(line.value for line in lines if line.what == "partitions")
-    found = {
+    found: dict[str, int | float] = {
         "kafka.num_partitions": int(partitions),
         "kafka.replication_factor": load.replication,
         "join.commit_interval_ms": load.commit_interval_ms,
@@ -47,7 +47,11 @@ def settings_of(plan: Plan, lines: list[Line]) -> dict[str, int]:
         "trainer.publish_interval_ms": round(1e3 * sizes.interval_s),
         "trainer.full_every": sizes.full_every,
     }
-    return found | ({"model.embedding.hot_rows": sizes.rows.hot} if sizes.rows.hot < sizes.rows.total else {})
+    if load.judged_share < 1:
+        found["trainer.judged_share"] = load.judged_share
+    if sizes.rows.hot < sizes.rows.total:
+        found["model.embedding.hot_rows"] = sizes.rows.hot
+    return found
 
 
 def standing(line: Line, costs: Costs) -> str:
@@ -70,7 +74,7 @@ def plan_text(plan: Plan, costs: Costs, seed: int = 0) -> Iterator[str]:
         f"requests/s, {load.items:,} items, {load.users:,} users, preset {load.preset}"
     )
     if load.asks_what_if:
-        yield "WHAT IF: --lead-share below 1 and --ranker-cores above 1 ask about something that is not built."
+        yield "WHAT IF: --ranker-cores above 1 asks about something that is not built."
     yield ""
     yield from _promise(plan, costs, seed)
     yield ""

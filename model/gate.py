@@ -53,12 +53,17 @@ class PublishGate:
         model_config: ModelConfig,
         *,
         weights: Weights | None = None,
+        judged_share: float = 1.0,
     ) -> None:
-        """`weights`: production weights of the tasks, for the churn of the ranking; without them it is not judged."""
+        """Makes a gate that has seen nothing.
+
+        `weights`: production weights of the tasks, for the churn of the ranking; without them it is not judged.
+        `judged_share`: the share of all micro-batches that it is shown.
+        """
         self._config = config
         self._layout = model_config.input_layout(FeatureEncoder(schema, model_config.encoding).fields)
         self.level0 = Level0(config, schema, model_config, weights or {})
-        self._data = DataChecks(config, self._layout)
+        self._data = DataChecks(config, self._layout, judged_share)
         windows_ms = {name: task.window_ms for name, task in schema.tasks.items()}
         self._labels = LabelChecks(config, schema.scenarios, windows_ms, max(1, config.window_ms // _COHORTS))
         self.stats = GateStats()

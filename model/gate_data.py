@@ -90,8 +90,8 @@ class DataWindow:
 class DataChecks:
     """Counts the data of a window and judges it against those before."""
 
-    def __init__(self, config: GateConfig, layout: InputLayout) -> None:
-        self._config, self._layout = config, layout
+    def __init__(self, config: GateConfig, layout: InputLayout, judged_share: float = 1.0) -> None:
+        self._config, self._layout, self._judged_share = config, layout, judged_share
         self._names = [one.name for one in layout.fields]
         self._is_request_F = np.array([one.side == "request" for one in layout.fields])
         is_moved = [one.side == "item" or one.name.startswith("history") for one in layout.fields]
@@ -227,11 +227,14 @@ class DataChecks:
 
     def state(self) -> Arrays:
         """Returns the reference."""
-        return {"values": self._values_FK.copy(), "lookups": self._lookups_F2.copy(), "usual": self._usual.copy()}
+        return {"values": self._values_FK.copy(), "lookups": self._lookups_F2.copy(), "usual": self._usual.copy()} | {
+            "judged_share": np.array([self._judged_share])
+        }
 
     def load_state(self, state: Arrays) -> None:
-        """Takes up a reference; one over other fields is left aside."""
-        if state["values"].shape == self._values_FK.shape:
+        """Takes up a reference; one over other fields, or over another share of the micro-batches, is left aside."""
+        share = state.get("judged_share", np.ones(1))[0]
+        if state["values"].shape == self._values_FK.shape and share == self._judged_share:
             self._values_FK, self._lookups_F2 = state["values"].copy(), state["lookups"].copy()
             self._usual = state["usual"].copy()
 

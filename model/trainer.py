@@ -114,7 +114,9 @@ class Trainer:
         )
         # Freshness is about actions that are learned as they come; those of the other tasks wait by intention.
         self._eager_T = np.array([task.policy == "eager" for task in schema.tasks.values()])
-        self.gate = PublishGate(config.gate, schema, model_config, weights=self._parts.weights)
+        self.gate = PublishGate(
+            config.gate, schema, model_config, weights=self._parts.weights, judged_share=config.judged_share
+        )
         self._watch = GateWatch(
             config.gate,
             self.gate,
@@ -341,7 +343,7 @@ class Trainer:
             self._skipped(report.skipped, parts)
             return
         self._skipped_in_row = 0
-        seen = self._show(rows, batch, report.logits_BT, parts)
+        seen = self._show(rows, batch, report.logits_BT, parts) if self._is_judged() else None
         if seen is not None:
             self._count_metrics(seen, parts)
         alone = self._ranks.size == 1
@@ -354,6 +356,11 @@ class Trainer:
         if rows.delayed is not None:
             self._count_delayed(report, parts)
         self._count_unknown(parts)
+
+    def _is_judged(self) -> bool:
+        """Returns whether the micro-batch just learned is one that is looked at, the same on every rank."""
+        num_steps, share = self.learner.num_steps, self._config.judged_share
+        return int(num_steps * share) > int((num_steps - 1) * share)
 
     def _show(
         self, rows: TrainRows, batch: EncodedBatch, logit_BT: npt.NDArray[np.float32], parts: Sequence[Part]

@@ -51,6 +51,10 @@ class TrainerConfig:
     """Checkpoints kept; at least 1."""
     max_skipped_in_row: int = 5
     """Stop with an error when so many micro-batches in a row were not finite; at least 1."""
+    judged_share: float = 1.0
+    """Share of the micro-batches that metrics, gate and canary look at, evenly spread; above 0, at most 1. Below 1 the
+    lead of many ranks does not hold them up. Figures then rest on fewer labels; one that settles after its first
+    emission counts where the log has its served score, or that emission was looked at."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """Windows of progressive validation."""
     gate: GateConfig = field(default_factory=GateConfig)
@@ -73,6 +77,8 @@ class TrainerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not allowed; at least 1")
+        if not 0 < self.judged_share <= 1:
+            raise ValueError(f"judged_share: {self.judged_share} is not allowed; above 0, at most 1")
         if self.decode_ahead < 0:
             raise ValueError(f"decode_ahead: {self.decode_ahead} is not allowed; at least 0")
 

@@ -39,7 +39,7 @@ def arguments(**given: Any) -> list[str]:
         ({"candidates": 10}, "--candidates: 10 is not allowed; at least the slate, 20"),
         ({"utilisation": 1}, "--utilisation: 1 is not allowed; from 0.05 to 0.95"),
         ({"ranker_utilisation": 0.01}, "--ranker-utilisation: 0.01 is not allowed; from 0.05 to 0.95"),
-        ({"lead_share": 0}, "--lead-share: 0 is not allowed; above 0, at most 1"),
+        ({"judged_share": 0}, "--judged-share: 0 is not allowed; above 0, at most 1"),
         ({"full_every": 0}, "--full-every: 0 is not allowed; at least 1"),
         ({"hot_rows": 0}, "--hot-rows: 0 is not allowed; at least 1"),
         ({"retention_days": 0}, "--retention-days: 0 is not allowed; above 0"),
@@ -94,7 +94,7 @@ def test_a_million_events_a_second_are_not_promised_and_the_lead_gives_way_first
 
 
 def test_what_if_is_marked_as_not_built() -> None:
-    output = CliRunner().invoke(plan, arguments(lead_share=0.5)).output
+    output = CliRunner().invoke(plan, arguments(ranker_cores=4)).output
     assert "WHAT IF" in output and "not built" in output
 
 

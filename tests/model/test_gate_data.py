@@ -27,3 +27,14 @@ def test_missing_values_rise_by_chance_where_requests_are_few(num_requests: int,
     [finding] = [finding for finding in checks.judge() if finding.check == "missing"]
     assert finding.state == state
     assert (finding.text == "82.0% of context.device, before 70.0%") == (state == "block")
+
+
+@pytest.mark.parametrize(("share", "is_taken_up"), [(0.1, True), (1.0, False)])
+def test_what_was_usual_counts_only_for_the_same_share_of_the_micro_batches(share: float, is_taken_up: bool) -> None:
+    layout = MODEL.input_layout(FeatureEncoder(SCHEMA, MODEL.encoding).fields)
+    before, after = DataChecks(GateConfig(), layout, 0.1), DataChecks(GateConfig(), layout, share)
+    for _ in range(3):
+        before.window.num_requests = before.window.num_rows = 1_000
+        before.close(is_kept=True)
+    after.load_state(before.state())
+    assert (after.state()["usual"][2] == 3) == is_taken_up

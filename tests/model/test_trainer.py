@@ -71,6 +71,19 @@ def test_every_row_is_trained_once_and_positions_are_at_the_end() -> None:
     assert report["click"]["home"]["n"] != 0
 
 
+def test_looking_at_some_micro_batches_changes_no_weight() -> None:
+    whole = new_trainer(config=CONFIG, source=MemoryExampleSource(LOG), store=MemorySnapshotStore())
+    some_config = replace(CONFIG, judged_share=0.5)
+    some = new_trainer(config=some_config, source=MemoryExampleSource(LOG), store=MemorySnapshotStore())
+    for trainer in (whole, some):
+        trainer.run(never)
+    weights, others = whole.learner.trained.state(), some.learner.trained.state()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert some.stats.examples == whole.stats.examples
+    seen = some.metrics.report()["click"]["all"]["n"] / whole.metrics.report()["click"]["all"]["n"]
+    assert seen == pytest.approx(0.5, abs=0.1)
+
+
 def test_handing_messages_in_equals_running_over_them() -> None:
     ran = new_trainer(source=MemoryExampleSource({0: LOG[0]}))
     ran.run(never)
@@ -353,6 +366,12 @@ def test_skew_is_measured_where_the_log_has_scores() -> None:
 def test_impossible_settings_are_named(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}: {value} is not allowed; at least 1"):
         TrainerConfig(**{name: value})  # type: ignore[arg-type]  # the numbers among its settings
+
+
+@pytest.mark.parametrize("share", [0, 1.5, float("nan")])
+def test_a_share_that_cannot_be_looked_at_is_named(share: float) -> None:
+    with pytest.raises(ValueError, match=f"judged_share: {share} is not allowed; above 0, at most 1"):
+        TrainerConfig(judged_share=share)
 
 
 def test_a_model_needs_a_name_and_a_run_a_source() -> None:
