@@ -9,8 +9,9 @@ from freshrank.exits import CommandError, ExitCode
 from freshrank.supervisor import python_argv
 
 _logger = logging.getLogger(__name__)
-MAX_RESTARTS = 3
-"""Times that all ranks are started again, from the last checkpoint, after one has failed."""
+MAX_RESTARTS = 100
+"""Times that all ranks are started again, from the last checkpoint, after one has failed. torchrun counts them over the
+whole life of a job, which may be months. A wrong configuration is found before the first start."""
 
 
 def is_rank() -> bool:
