@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## The whole loop on this machine, with a page to watch it le
 	$(BIN)/freshrank up --config configs/demo.yaml
 
 test: $(INSTALLED) ## All tests; KAFKA_HOME and FRESHRANK_RANKLENS add those on real Kafka and real data
-	$(BIN)/pytest -rs -n 2 --dist loadgroup
+	$(BIN)/pytest -rs -n 2
 
 check: fmt-check lint type imports test ## All that must hold before a commit: format, lint, types, imports, tests
 

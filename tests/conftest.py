@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -17,18 +18,20 @@ from stream.log import KafkaConfig
 
 WaitUntil = Callable[..., None]
 
-SERVICES = ("chaos", "contracts", "drills", "e2e", "integration", "scale")
+SERVICES = tuple(f"tests/{name}/" for name in ("chaos", "contracts", "drills", "e2e", "integration", "scale"))
 """Folders whose tests start processes of their own and wait for them: one after the other, beside all others."""
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Says which tests go together where several workers run them (`pytest -n`): those of a file, those of services."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        folder = item.path.parent.relative_to(Path(__file__).parent.parent).as_posix()
-        is_service = folder.startswith(tuple(f"tests/{name}" for name in SERVICES))
-        item.add_marker(pytest.mark.xdist_group("services" if is_service else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Returns what deals tests to several workers (`pytest -n`): those of services to one, others file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneForServices(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "services" if nodeid.startswith(SERVICES) else nodeid.split("::", 1)[0]
+
+    return OneForServices(config, log)
 
 
 @pytest.fixture(scope="session")
