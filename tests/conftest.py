@@ -1,5 +1,6 @@
 """Fixtures for every tests folder: free ports, a real Redis, a Kafka folder, recorded data, waiting with a deadline."""
 
+import logging
 import os
 import socket
 import subprocess
@@ -32,6 +33,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "services" if nodeid.startswith(SERVICES) else nodeid.split("::", 1)[0]
 
     return OneForServices(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_level() -> Iterator[None]:
+    """Takes back the level that a command run in this process has set for all that comes after it."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
