@@ -92,7 +92,7 @@ TABLE: dict[str, Row] = {
     "joiner.hop_p50": Taken("ms", "P1.hop", None, _same),
     "joiner.hop_p99": Taken("ms", "P1.hop", "p99", _same),
     "joiner.way": Assumed("ms", 5.0, "linger of the producer (2 ms), the broker, the joiner's fetch"),
-    "joiner.commit": Assumed("ms", 16.0, "median of a transaction; makes the simulated hop P1.hop"),
+    "joiner.commit": Assumed("ms", 5.0, "median of a transaction; makes the simulated hop P1.hop"),
     "joiner.commit_spread": Assumed("log", 0.7, "its spread (of the logarithm), likewise"),
     "trainer.row": Taken("CPU us/row", "P5", "per CPU-second", _us),
     "trainer.read": Taken("CPU us/row", "plan.trainer", "reading", _same),

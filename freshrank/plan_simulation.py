@@ -50,16 +50,15 @@ def simulate(
     num_actions: int,
     rng: np.random.Generator,
     outage: Outage | None = None,
-    trainer_starts_ms: float = 0.0,
 ) -> FloatArray:
     """Returns the ms that each action spends in each of `STAGES`, [actions, 5]; their sum is its freshness.
 
     Actions come evenly between `from_ms` and `until_ms`; the pipeline has run since 0 and runs until they are served.
     """
-    horizon_ms = _horizon_ms(pipeline, until_ms, outage, trainer_starts_ms)
+    horizon_ms = _horizon_ms(pipeline, until_ms, outage)
     commits = _commits(pipeline, horizon_ms, rng, outage)
     visible_M, rows_M, first_JK, count_JK = _messages(pipeline, commits)
-    learned = train(pipeline, visible_M.tolist(), np.cumsum(rows_M).tolist(), rng, outage, trainer_starts_ms)
+    learned = train(pipeline, visible_M.tolist(), np.cumsum(rows_M).tolist(), rng, outage)
     applied_V = _applied(pipeline, learned)
     came_A = np.sort(rng.uniform(from_ms, until_ms, num_actions))
     joiner_A = rng.integers(pipeline.joiners, size=num_actions)
@@ -82,9 +81,9 @@ def simulate(
     return stages_A5
 
 
-def _horizon_ms(pipeline: Pipeline, until_ms: float, outage: Outage | None, trainer_starts_ms: float) -> float:
+def _horizon_ms(pipeline: Pipeline, until_ms: float, outage: Outage | None) -> float:
     """Returns when the last action surely is in a version: after the backlog of the outage, and two full ones."""
-    behind_ms = trainer_starts_ms
+    behind_ms = 0.0
     if outage is not None:
         behind_ms = outage.until_ms + pipeline.checkpoint_interval_ms
     catching_up_ms = behind_ms * pipeline.utilisation / (1 - pipeline.utilisation)
@@ -134,11 +133,10 @@ def train(
     upto_M: list[float],
     rng: np.random.Generator,
     outage: Outage | None,
-    starts_ms: float,
 ) -> Training:
     """Trains all messages; `upto_M` is the number of rows up to and with each."""
     done = Training([], [], [], [], [])
-    free_ms, due_ms, is_new, since_full = starts_ms, 0.0, False, pipeline.full_every
+    free_ms, due_ms, is_new, since_full = 0.0, 0.0, False, pipeline.full_every
     crash = outage if outage is not None and outage.broken == "trainer" else None
     away = outage if outage is not None and outage.broken == "redis" else None
     first, num_messages = 0, len(visible_M)

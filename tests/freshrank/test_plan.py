@@ -55,7 +55,7 @@ def test_a_freshness_below_the_commit_interval_says_what_the_least_is_and_why() 
     result = CliRunner().invoke(plan, arguments(freshness_s=0.05))
     assert result.exit_code == 1 and result.output.count("\n") == 1
     assert "--freshness-s: 0.05 cannot be reached: the least is 0." in result.output
-    assert "a commit every 100 ms the stages take on average joined 0.07, trained" in result.output
+    assert "a commit every 100 ms the stages take on average joined 0.06, trained" in result.output
 
 
 def test_what_is_promised_is_the_least_that_the_refusal_names() -> None:

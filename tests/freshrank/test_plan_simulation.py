@@ -54,7 +54,7 @@ def test_single_rows_that_come_by_chance_wait_as_in_an_m_d_1_queue(busy: float) 
     pipeline = Pipeline(
         **INSTANT | {"rows_per_s": 1e3 * busy / step_ms, "step_ms": step_ms, "publish_interval_ms": 1e12}
     )
-    done = train(pipeline, arrived_M.tolist(), np.arange(1.0, number + 1).tolist(), rng, None, 0.0)
+    done = train(pipeline, arrived_M.tolist(), np.arange(1.0, number + 1).tolist(), rng, None)
     waited_ms = np.mean(np.asarray(done.learned_M) - arrived_M) - step_ms
     assert waited_ms == pytest.approx(step_ms * busy / (2 * (1 - busy)), rel=0.05)
 
@@ -68,7 +68,7 @@ def test_a_micro_batch_that_never_fills_waits_for_its_oldest_row_and_the_others_
         "max_wait_ms": wait_ms,
         "publish_interval_ms": 1e12,
     }
-    done = train(Pipeline(**given), arrived_M.tolist(), np.arange(1.0, number + 1).tolist(), rng, None, 0.0)
+    done = train(Pipeline(**given), arrived_M.tolist(), np.arange(1.0, number + 1).tolist(), rng, None)
     others = per_ms * wait_ms
     expected_ms = (wait_ms + others * wait_ms / 2) / (1 + others)
     assert np.mean(np.asarray(done.learned_M) - arrived_M) == pytest.approx(expected_ms, rel=0.03)
@@ -79,7 +79,7 @@ def test_a_full_micro_batch_has_the_rows_it_should() -> None:
         **INSTANT | {"rows_per_s": 1_000, "batch_rows": 50, "max_wait_ms": 1e6, "publish_interval_ms": 1e12}
     )
     arrived = np.arange(1_000.0)
-    done = train(pipeline, arrived.tolist(), (arrived + 1).tolist(), np.random.default_rng(0), None, 0.0)
+    done = train(pipeline, arrived.tolist(), (arrived + 1).tolist(), np.random.default_rng(0), None)
     assert np.unique(done.learned_M, return_counts=True)[1].tolist() == [50] * 20
 
 
