@@ -24,6 +24,8 @@ async def open_loop(
     requests = [_request(host, path, body) for body in bodies]
 
     async def one(due_s: float, request: bytes) -> tuple[float, bytes]:
+        while idle and idle[-1][0].at_eof():
+            idle.pop()[1].close()  # the server does not keep what nobody has used for a while
         reader, writer = idle.pop() if idle else await asyncio.open_connection(host, port)
         writer.write(request)
         answer = await _answer(reader)
