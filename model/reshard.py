@@ -78,11 +78,6 @@ def _owned(part: State, rank: int, size: int) -> dict[str, Tensor]:
     for name in _PER_SHARD:
         owned[name] = part[name].clone()
         owned[name][~is_own] = 0
-    is_own = torch.zeros(NUM_SHARDS, dtype=torch.bool)
-    is_own[torch.from_numpy(shards_of_rank(rank, size))] = True
-    for name in _PER_SHARD:
-        owned[name] = part[name].clone()
-        owned[name][~is_own] = 0
     owned[_FREE] = torch.empty(0, dtype=torch.int64)
     owned[_EVICTED] = torch.from_numpy(evicted[np.argsort(evicted[:, 0])])
     for prefix, view in _views(part).items():
@@ -98,8 +93,6 @@ def _joined(parts: Sequence[State]) -> State:
     joined[_EVICTED] = torch.cat([part[_EVICTED] for part in parts])
     if all(_COLD_PLACES in part for part in parts):  # how many rows there are is counted when they are dealt
         joined[_COLD_PLACES] = joined_places([part[_COLD_PLACES] for part in parts])
-    for name in _PER_SHARD:  # of each part one part has all, the others nothing
-        joined[name] = torch.stack([part[name] for part in parts]).amax(dim=0)
     for name in _PER_SHARD:  # of each shard one part has all, the others nothing
         joined[name] = torch.stack([part[name] for part in parts]).amax(dim=0)
     for name in _PER_ROW:
