@@ -44,6 +44,17 @@ def _own_log_level() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Gives a module one thread of arithmetic: its bits depend on their number."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """A function that returns a TCP port of the loopback interface nobody listens on right now."""

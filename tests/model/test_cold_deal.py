@@ -1,6 +1,6 @@
 """Rows that left memory on some number of ranks go on, on another, as if that had always been their number."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +24,7 @@ from tests.model.train_child import CONFIG
 
 LOG = {p: partition_log(seed=p, num_messages=num, first=p) for p, num in enumerate([7, 5, 6, 9])}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tables(

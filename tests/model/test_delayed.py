@@ -1,6 +1,5 @@
 """Policies that correct labels later, through decoder, learner and trainer."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,13 +42,7 @@ CATEGORIES = RowColumns(
 NO_WARM_UP = replace(MODEL, loss=replace(MODEL.loss, aux_min_positives=1))
 ONLY_WARM_UP = replace(MODEL, loss=replace(MODEL.loss, aux_min_positives=10**9))
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def decoded(policy: PolicyName, number: int = 30, seed: int = 0) -> list[TrainRows]:

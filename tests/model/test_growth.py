@@ -2,7 +2,6 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,7 @@ from tests.model.train_child import CONFIG
 EVERY_BATCH = replace(CONFIG, checkpoint_interval_ms=1)
 LOG = {0: growing_log(1, 22, deals_from(12)), 1: growing_log(2, 18, deals_from(20), first=3)}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def grown_trainer(

@@ -4,7 +4,7 @@ import hashlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,13 +35,7 @@ LOG[0].insert(4, b"not a message")
 LOG[1].insert(0, b"")
 EVERY_BATCH = replace(CONFIG, checkpoint_interval_ms=1)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def deterministic(

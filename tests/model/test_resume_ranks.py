@@ -1,6 +1,6 @@
 """Resume on several ranks: whoever dies, and however many go on, it is the same model."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,13 +38,7 @@ ROWS = EmbeddingConfig(
 EVERY_BATCH = replace(CONFIG, checkpoint_interval_ms=1)
 RARELY = replace(CONFIG, checkpoint_interval_ms=1_000_000)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def of_rank(
